@@ -1,0 +1,59 @@
+# Two commands matter: `make reproduce` and `make test`. Both set up everything on a machine with Python >= 3.11, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+STAMP := $(VENV)/.installed
+# The test suite runs one process per core, each with one thread.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce sweep test check format miniworld speed lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## install everything into .venv from requirements.lock
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(STAMP): requirements.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet requirements.lock
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
+	touch $@
+
+reproduce: $(STAMP)  ## the paper's comparison on the mini world: about 20 minutes on two cores
+	$(BIN)/metalora reproduce experiment=mini/reproduce
+
+sweep: $(STAMP)  ## the same over ranks 1, 2, 4, 8 and 16 (75 cells), as a Hydra multirun
+	$(BIN)/metalora reproduce -m experiment=mini/reproduce rank=1,2,4,8,16
+
+test: $(STAMP)  ## all tests
+	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile -q --durations=15
+
+check: $(STAMP)  ## format, lint, types, floors, tests: the gate every commit passes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory test
+
+format: $(STAMP)  ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+miniworld: $(STAMP)  ## train the mini world's models again (hours; the shipped weights stay until it is done)
+	$(BIN)/python -m metalora.miniworld.build out=outputs/miniworld
+
+speed: $(STAMP)  ## the speed benchmarks, written to experiments/speed/results
+	$(BIN)/python -m experiments.speed.stage2_step
+	$(BIN)/python -m experiments.speed.cohort
+
+lock:  ## resolve requirements.lock again
+	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+
+clean:  ## remove what was made (outputs/ and caches; not the environment)
+	rm -rf outputs/* .pytest_cache .ruff_cache .import_linter_cache

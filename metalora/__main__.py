@@ -1,0 +1,5 @@
+"""`python -m metalora`, the same as `metalora`."""
+
+from metalora.cli import main
+
+main()

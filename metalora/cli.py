@@ -1,0 +1,101 @@
+"""The command line: `metalora TASK key=value ...`, one Hydra application. Floor 4: nothing imports it."""
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, task_names
+
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `metalora` command.
+
+    A first bare word becomes `task=WORD` (Hydra itself rejects bare words). Bad input of any kind, a wrong
+    configuration key included, ends in one line on stderr and exit status 2.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and "=" not in words[0] and not words[0].startswith("-"):
+        if words[0] not in task_names():
+            _fail(f"unknown task; expected one of {', '.join(task_names())}; got {words[0]}")
+        if "--help" in words or "-h" in words:
+            print(task_help(words[0]))
+            return
+        words[0] = f"task={words[0]}"
+    if not words or words[0] in ("--help", "-h") or not any(word.startswith("task=") for word in words):
+        print(general_help())
+        raise SystemExit(0 if words[:1] in (["--help"], ["-h"]) else EXIT_BAD_INPUT)
+    _run_hydra(words)
+
+
+def _fail(message: str) -> None:
+    print(f"metalora: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+def register_resolvers() -> None:
+    """OmegaConf resolvers of the configuration: `package_path:` and `conf_path:`."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("package_path", lambda path: str(PACKAGE / path), replace=True)
+    OmegaConf.register_new_resolver("conf_path", lambda path: str(conf_dir() / path), replace=True)
+
+
+def _run_hydra(words: list[str]) -> None:
+    import hydra
+    from omegaconf import DictConfig
+
+    register_resolvers()
+    started = False
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def application(cfg: DictConfig) -> None:
+        nonlocal started
+        started = True
+        _guarded(lambda: _task(cfg), debug=bool(cfg.debug))
+
+    sys.argv = [sys.argv[0], *words]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1" if "debug=true" in words else "0")
+    try:
+        application()
+    except SystemExit as stop:
+        if stop.code == 1 and not started:  # Hydra could not compose the configuration: the input was bad
+            raise SystemExit(EXIT_BAD_INPUT) from None
+        raise
+
+
+def _task(cfg: object) -> None:
+    module = importlib.import_module(f"metalora.tasks.{cfg.task.replace('-', '_')}")  # type: ignore[attr-defined]
+    module.run(cfg)
+
+
+def _guarded(body: Callable[[], None], *, debug: bool) -> None:
+    """Run a task; turn what a person can mend into one line and exit status 2 (with `debug=true`, a traceback)."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from metalora.core.errors import UserError
+
+    try:
+        body()
+    except UserError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except OmegaConfBaseException as error:
+        if debug:
+            raise
+        _fail(f"configuration: {str(error).splitlines()[0]}; key: {error.full_key}")
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"cannot write {error.filename or 'output'}: {error.strerror}; nothing already made was harmed; key: out")
+    except KeyboardInterrupt:
+        print("metalora: stopped; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What the floors agree on: protocols for what can be swapped, frozen dataclasses for what passes between floors.
+
+Shape legend: B batch, C latent channels, H W latent height and width, L text tokens, D text width, P pooled width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor, nn
+
+METHODS = ("meta_lora", "lora_aug", "lora")
+"""meta_lora: frozen Meta-Down, trained Mid and Up. lora_aug: plain LoRA on the crops. lora: plain LoRA on the photo."""
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """A batch of embedded prompts: tokens_BLD for the denoiser's text stream, pooled_BP for its modulation."""
+
+    tokens_BLD: Tensor
+    pooled_BP: Tensor
+
+    def rows(self, index_B: Tensor) -> "TextEmbedding":
+        """Pick rows, e.g. to give every sample of a batch the caption of its identity."""
+        return TextEmbedding(self.tokens_BLD[index_B], self.pooled_BP[index_B])
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A frozen text-to-image model as training sees it. `flux_dev` and the mini world's are the same class."""
+
+    name: str
+    """The config group's word: mini, flux_dev."""
+    fingerprint: str
+    """sha256 over the transformer's config and weights; a prior only fits the backbone it was made with."""
+    transformer: nn.Module
+    """The denoiser. Frozen, eval mode; adapters are injected into its Linear layers."""
+    pixel_multiple: int
+    """Image sides must be multiples of this (VAE factor x patch size)."""
+
+    def encode_image(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] to scaled latents [B, C, H/f, W/f] (mean of the posterior: deterministic)."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> TextEmbedding:
+        """Embed captions."""
+        ...
+
+    def predict(self, x_t_BCHW: Tensor, *, t_B: Tensor, text: TextEmbedding, guidance: float) -> Tensor:
+        """Velocity (noise - latents) at time t in [0, 1], 1 = noise; same shape as x_t."""
+        ...
+
+    def target_layers(self) -> dict[str, nn.Linear]:
+        """Every Linear layer inside the transformer's blocks by dotted name, in module order."""
+        ...
+
+    def release_encoders(self) -> None:
+        """Drop VAE and text encoders from memory (they never share memory with a big transformer)."""
+        ...
+
+    def pipeline(self) -> Any:
+        """The stock diffusers pipeline around the very same transformer object, for generation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Box:
+    """A face box in pixels: x0 y0 (inclusive) to x1 y1 (exclusive)."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @property
+    def long_side(self) -> float:
+        """f_long of App. D."""
+        return max(self.x1 - self.x0, self.y1 - self.y0)
+
+
+@dataclass(frozen=True)
+class DetectedFace:
+    """One face found in a picture, with the detector's probability."""
+
+    box: Box
+    probability: float
+
+
+class FaceDetector(Protocol):
+    """Finds faces; `faces` of each image sorted by probability x area, best first."""
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[DetectedFace]]:
+        """uint8 RGB images [H, W, 3] of any size to found faces per image."""
+        ...
+
+
+class FaceEmbedder(Protocol):
+    """Embeds face crops; unit vectors."""
+
+    def embed(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> Tensor:
+        """uint8 RGB images and the face box in each to unit embeddings [B, D]."""
+        ...
+
+
+class ClipScorer(Protocol):
+    """Embeds whole images and prompts into one space; unit vectors."""
+
+    def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """uint8 RGB images to unit embeddings [B, D]."""
+        ...
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to unit embeddings [B, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One cached training image: its latents for both flips and where they came from.
+
+    latents_2CHW[0] is the image as it is, [1] its mirror image. `shape` is (height, width) in pixels.
+    """
+
+    latents_2CHW: Tensor
+    shape: tuple[int, int]
+    source: str
+
+
+@dataclass(frozen=True)
+class TrainingPerson:
+    """One identity ready for training. `images` may have several shapes; a cohort needs the same set of shapes."""
+
+    identity: str
+    caption: str
+    images: tuple[TrainingImage, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a batch: which identity's which image, flipped or not, and the noise key's occurrence."""
+
+    identity: str
+    row: int
+    """Row of the identity bank."""
+    image: int
+    """Index into TrainingPerson.images."""
+    flip: bool
+    iteration: int
+    occurrence: int
+    """How many samples of this identity stand before this one in the batch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step consumes. All samples have one shape; every random number is already drawn."""
+
+    latents_BCHW: Tensor
+    noise_BCHW: Tensor
+    t_B: Tensor
+    text: TextEmbedding
+    rows_B: Tensor
+    """Bank row per sample, int64."""
+    samples: tuple[Sample, ...]
+    iteration: int
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One line of manifest.jsonl in a folder of generated images."""
+
+    file: str
+    method: str
+    identity: str
+    class_noun: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    rank: int
+    iterations: int
+    lora: str
+    """Path of the LoRA file, empty for the untouched base."""
+    lora_sha256: str
+    base_model: str
+    steps: int
+    guidance: float
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A plain LoRA in memory: A [R, I] and B [O, R] per layer name; scale folded in, alpha = rank."""
+
+    down: dict[str, Tensor]
+    up: dict[str, Tensor]
+    metadata: dict[str, str]
+    path: Path | None = None

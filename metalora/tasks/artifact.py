@@ -1,0 +1,99 @@
+"""Artifact folders: `NAME/TASK/LABEL-HASH` with a manifest.json that is written last; without it, unfinished."""
+
+import hashlib
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from metalora.core.atomic import write_json
+
+LIBRARIES = ("metalora", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "open_clip_torch", "numba")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Ten hex digits over everything that changes an artifact's content."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+@dataclass
+class Artifact:
+    """One output folder and what made it.
+
+    Args:
+        folder: where it lies.
+        config: the values its content depends on; logger, launcher and paths stay out.
+        parents: names of the artifacts it was made from, with the hash of each.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    parents: Mapping[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def manifest(self) -> Path:
+        """The file that says the folder is finished."""
+        return self.folder / "manifest.json"
+
+    @property
+    def hash(self) -> str:
+        """Hash of config and parents."""
+        return config_hash({"config": self.config, "parents": self.parents})
+
+    def read(self) -> dict[str, Any]:
+        """The manifest, or an empty dict when the folder is unfinished or was made from something else."""
+        try:
+            found = json.loads(self.manifest.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if found.get("hash") == self.hash else {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the folder holds exactly what this configuration makes."""
+        return bool(self.read())
+
+    def finish(self, **facts: Any) -> None:
+        """Write the manifest; `facts` (counts, what was skipped) go into it. Wall seconds add up over continued runs."""
+        earlier = 0.0
+        if self.manifest.is_file():
+            earlier = float(json.loads(self.manifest.read_text()).get("seconds", 0.0))
+        seconds = time.monotonic() - self.started
+        write_json(
+            self.manifest,
+            {
+                "hash": self.hash,
+                "config": dict(self.config),
+                "parents": dict(self.parents),
+                "seconds": round(earlier + seconds, 2),
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "git": git_revision(),
+                "versions": versions(),
+                **facts,
+            },
+        )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and the libraries that results depend on."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
+
+
+@cache
+def git_revision() -> str:
+    """The revision of the checkout the code runs from, `unknown` when it is none."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

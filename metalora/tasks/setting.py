@@ -1,0 +1,100 @@
+"""The composed configuration, turned into the objects tasks work with; each is built when first used."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metalora.core.contracts import Backbone, ClipScorer, FaceDetector, FaceEmbedder
+from metalora.core.errors import UserError
+
+
+class Setting:
+    """Plain configuration values and the models they name.
+
+    Holds no DictConfig, so it crosses process borders as `Setting(setting.values)`.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = dict(values)
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "Setting":
+        """Resolve a composed configuration. Raises what OmegaConf raises when a required value is missing."""
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        assert isinstance(values, dict)
+        return cls({str(key): value for key, value in values.items()})
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a dotted key."""
+        value: Any = self.values
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    def changed(self, **values: Any) -> "Setting":
+        """A copy with some top-level values replaced; built models are not carried over."""
+        return Setting(self.values | values)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen base model."""
+        return _instantiate(self["backbone"])
+
+    @cached_property
+    def detector(self) -> FaceDetector:
+        """The face detector."""
+        return _instantiate(self["scorer.detector"])
+
+    @cached_property
+    def embedder(self) -> FaceEmbedder:
+        """The face embedder scores are computed with."""
+        return _instantiate(self["scorer.embedder"])
+
+    @cached_property
+    def clip(self) -> ClipScorer:
+        """The CLIP model scores are computed with."""
+        return _instantiate(self["scorer.clip"])
+
+    @cached_property
+    def cache_root(self) -> Path:
+        """Where latents, text embeddings and score embeddings are kept."""
+        return Path(self["paths.cache"])
+
+    @property
+    def iterations(self) -> tuple[int, ...]:
+        """Stage-2 checkpoints in order; `iterations=375` and `iterations=[250,375]` both work."""
+        given = self["iterations"]
+        values = tuple(sorted({int(value) for value in (given if isinstance(given, list) else [given])}))
+        if not values or values[0] < 1:
+            raise UserError("no checkpoint to train to", expected="iterations of 1 or more", got=str(given), key="iterations")
+        return values
+
+    def folder(self, task: str, label: str, digest: str) -> Path:
+        """`outputs/NAME/TASK/LABEL-HASH`, or `out=` when it is given."""
+        if self["out"]:
+            return Path(self["out"])
+        return Path(self["paths.outputs"]) / self["name"] / task / f"{label}-{digest}"
+
+
+def _instantiate(node: Mapping[str, Any]) -> Any:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(node))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):  # the person's own mistake, not the configuration's
+            raise error.__cause__ from None
+        raise
+
+
+def set_threads(setting: Setting) -> None:
+    """Apply `trainer.threads` to torch; `auto` leaves torch's own choice."""
+    import torch
+
+    threads = setting["trainer.threads"]
+    if threads != "auto":
+        torch.set_num_threads(int(threads))

@@ -1,0 +1,141 @@
+"""Runs the jobs of `reproduce` in worker processes, one thread each: at small sizes that beats one process with all threads.
+
+Workers report progress through a queue; the parent draws the bars. A job is a module-level function and plain arguments,
+so nothing but plain values crosses the border.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from metalora.tasks.progress import Board, Progress
+
+_QUEUE: Any = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work: `function(*arguments, progress=...)`, run when every job named in `needs` has ended.
+
+    A higher `priority` goes first among those that are ready.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    needs: tuple[str, ...] = ()
+    priority: int = 0
+
+
+def worker_plan(*, workers: int | str, threads: int | str, device: str) -> tuple[int, int]:
+    """Resolve `auto`: one worker per core on a CPU, one worker on anything else; threads share the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if workers == "auto":
+        workers = cores if device == "cpu" else 1
+    if threads == "auto":
+        threads = max(1, cores // int(workers))
+    return int(workers), int(threads)
+
+
+def _start_worker(channel: Any, threads: int) -> None:
+    global _QUEUE
+    _QUEUE = channel
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _run_in_worker(job: Job) -> Any:
+    def report(stage: str, done: int, total: int) -> None:
+        with contextlib.suppress(Exception):  # a lost progress message must not end a training
+            _QUEUE.put_nowait((job.name, stage, done, total))
+
+    return job.function(*job.arguments, progress=report)
+
+
+@contextlib.contextmanager
+def _drained(channel: Any, board: Board) -> Iterator[None]:
+    stop = threading.Event()
+
+    def drain() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Empty, EOFError, OSError):
+                name, stage, done, total = channel.get(timeout=0.2)
+                board.update(name, stage, done, total)
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    threads: int,
+    board: Board,
+    finished: Callable[[str, Any], None],
+) -> None:
+    """Run jobs in dependency order; call `finished(name, result)` in the parent after each.
+
+    The first exception of a job stops the handing out of new ones and is raised here once the running ones have
+    ended; everything they made stays, so the same command continues.
+    """
+    if workers <= 1:
+        import torch
+
+        torch.set_num_threads(threads)
+        _run_here(jobs, board=board, finished=finished)
+        return
+    context = multiprocessing.get_context("spawn")
+    manager = context.Manager()
+    channel = manager.Queue()
+    waiting, running, done = list(jobs), {}, set()
+    with (
+        _drained(channel, board),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(channel, threads)) as pool,
+    ):
+        failure: BaseException | None = None
+        while waiting or running:
+            ready = [job for job in waiting if set(job.needs) <= done] if failure is None else []
+            for job in sorted(ready, key=lambda item: -item.priority)[: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_run_in_worker, job)] = job
+            if not running:
+                break
+            ended: set[Future[Any]] = wait(running, return_when=FIRST_COMPLETED).done
+            for future in ended:
+                job = running.pop(future)
+                error = future.exception()
+                if error is not None:
+                    failure = failure or error
+                    continue
+                done.add(job.name)
+                board.finish(job.name)
+                finished(job.name, future.result())
+        if failure is not None:
+            raise failure
+    assert not waiting, f"jobs wait for jobs that do not exist: {[job.name for job in waiting]}"
+
+
+def _run_here(jobs: Sequence[Job], *, board: Board, finished: Callable[[str, Any], None]) -> None:
+    waiting, done = list(jobs), set()
+    while waiting:
+        job = max((job for job in waiting if set(job.needs) <= done), key=lambda item: item.priority)
+        waiting.remove(job)
+        report: Progress = board.reporter(job.name)
+        result = job.function(*job.arguments, progress=report)
+        done.add(job.name)
+        board.finish(job.name)
+        finished(job.name, result)

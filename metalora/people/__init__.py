@@ -1,0 +1,1 @@
+"""Photos of people: reading, checking, cropping, caching, and the benchmark's layout."""

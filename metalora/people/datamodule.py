@@ -1,0 +1,127 @@
+"""The stream of training batches, as Lightning wants it. Its whole state is one integer: batches consumed.
+
+Shape legend: B batch, C latent channels, H W latent height and width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from metalora.core.contracts import Batch, Sample, TextEmbedding, TrainingPerson
+from metalora.core.noise import noise, timestep
+from metalora.people.sampler import Sampler
+
+
+class BatchStream:
+    """An endless, random-access stream of batches that Lightning can save and restore.
+
+    Lightning fetches ahead, so what was handed out says nothing about what was trained on: `consumed` is told by the
+    data module when a batch goes to the device, and it alone is the state.
+    """
+
+    def __init__(self, collate: "Collate", sampler: Sampler) -> None:
+        self._collate, self._sampler = collate, sampler
+        self.consumed = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from the first one not yet consumed; the trainer's max_steps ends the run."""
+        iteration = self.consumed
+        while True:
+            yield self._collate(self._sampler.samples(iteration), iteration)
+            iteration += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches consumed so far."""
+        return {"batches": self.consumed}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on after `batches` batches."""
+        self.consumed = state["batches"]
+
+
+class Collate:
+    """Turns samples into a Batch: cached latents stacked, noise and time drawn, captions looked up.
+
+    Args:
+        people: whose images the samples name.
+        texts: one embedded caption each, a single row.
+        seed: of noise and time.
+    """
+
+    def __init__(self, people: Sequence[TrainingPerson], *, texts: Mapping[str, TextEmbedding], seed: int) -> None:
+        self._people = {person.identity: person for person in people}
+        captions = sorted({person.caption for person in people})
+        self._caption_row = {person.identity: captions.index(person.caption) for person in people}
+        self._text = TextEmbedding(
+            torch.cat([texts[caption].tokens_BLD.cpu() for caption in captions]),
+            torch.cat([texts[caption].pooled_BP.cpu() for caption in captions]),
+        )
+        self._seed = seed
+
+    def __call__(self, samples: Sequence[Sample], iteration: int) -> Batch:
+        """The batch of `samples`, on the CPU."""
+        latents_BCHW = torch.stack(
+            [self._people[sample.identity].images[sample.image].latents_2CHW[int(sample.flip)] for sample in samples]
+        )
+        keys = [
+            {
+                "seed": self._seed,
+                "identity": sample.identity,
+                "iteration": sample.iteration,
+                "occurrence": sample.occurrence,
+            }
+            for sample in samples
+        ]
+        return Batch(
+            latents_BCHW=latents_BCHW,
+            noise_BCHW=torch.stack([noise(latents_BCHW.shape[1:], **key) for key in keys]),
+            t_B=torch.stack([timestep(**key) for key in keys]),
+            text=self._text.rows(torch.tensor([self._caption_row[sample.identity] for sample in samples])),
+            rows_B=torch.tensor([sample.row for sample in samples]),
+            samples=tuple(samples),
+            iteration=iteration,
+        )
+
+
+class IdentityDataModule(LightningDataModule):
+    """Feeds Stage 1 or Stage 2, whichever the sampler is for. In-process: latents are cached, nothing waits for a disk.
+
+    Args:
+        people: identities with cached latents.
+        sampler: which samples make up iteration i.
+        texts: caption to its embedding, a single row.
+        seed: of noise and time.
+    """
+
+    def __init__(
+        self,
+        people: Sequence[TrainingPerson],
+        *,
+        sampler: Sampler,
+        texts: Mapping[str, TextEmbedding],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.stream = BatchStream(Collate(people, texts=texts, seed=seed), sampler)
+
+    def train_dataloader(self) -> BatchStream:
+        """The stream, which Lightning saves and restores with the loop."""
+        return self.stream
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch when the trainer consumes it; this is where it counts as consumed."""
+        self.stream.consumed = batch.iteration + 1
+        if device.type == "cpu":
+            return batch
+        return replace(
+            batch,
+            latents_BCHW=batch.latents_BCHW.to(device, non_blocking=True),
+            noise_BCHW=batch.noise_BCHW.to(device, non_blocking=True),
+            t_B=batch.t_B.to(device, non_blocking=True),
+            text=TextEmbedding(
+                batch.text.tokens_BLD.to(device, non_blocking=True), batch.text.pooled_BP.to(device, non_blocking=True)
+            ),
+            rows_B=batch.rows_B.to(device, non_blocking=True),
+        )

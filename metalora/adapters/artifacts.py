@@ -1,0 +1,159 @@
+"""What adapters are on disk: the prior (Meta-Down alone) and the plain LoRA that users get. Safetensors only."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metalora.adapters.bank import AdapterBank
+from metalora.core.atomic import atomic_path
+from metalora.core.contracts import LoraFile
+from metalora.core.errors import UserError
+
+PRIOR_FORMAT = "metalora-prior-1"
+LORA_FORMAT = "metalora-lora-1"
+_META_DOWN = ".meta_down.weight"
+_PREFIX = "transformer."
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A meta-trained Meta-Down [R, I] per layer and where it comes from."""
+
+    meta_down: dict[str, Tensor]
+    metadata: dict[str, str]
+    path: Path | None = None
+
+    @property
+    def meta_rank(self) -> int:
+        """r1."""
+        return int(self.metadata["meta_rank"])
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_prior(
+    path: Path,
+    bank: AdapterBank,
+    *,
+    backbone: str,
+    backbone_fingerprint: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the bank's Meta-Down, atomically.
+
+    Args:
+        metadata: what else to keep, e.g. class_noun and iterations; numbers as strings.
+    """
+    tensors = {name + _META_DOWN: bank.meta_down_of(name).detach().cpu().contiguous() for name in bank.layers}
+    header = {
+        **(metadata or {}),
+        "format": PRIOR_FORMAT,
+        "backbone": backbone,
+        "backbone_fingerprint": backbone_fingerprint,
+        "meta_rank": str(bank.meta_rank),
+    }
+    with atomic_path(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def load_prior(path: Path) -> Prior:
+    """Read a prior.
+
+    Raises:
+        UserError: missing, no whole safetensors file, or not a prior.
+    """
+    tensors, metadata = _read(Path(path), what="prior")
+    if metadata.get("format") != PRIOR_FORMAT or not all(name.endswith(_META_DOWN) for name in tensors):
+        raise UserError(
+            f"{path} is not a Meta-LoRA prior",
+            expected=f"a file of format {PRIOR_FORMAT}",
+            got=metadata.get("format", "no format"),
+            key="prior",
+        )
+    return Prior({name.removesuffix(_META_DOWN): tensor for name, tensor in tensors.items()}, metadata, Path(path))
+
+
+def check_prior(prior: Prior, *, backbone_fingerprint: str, meta_rank: int | None, layers: Sequence[str]) -> None:
+    """Refuse a prior that was made for something else.
+
+    Args:
+        meta_rank: the r1 that is asked for; None takes the prior's.
+
+    Raises:
+        UserError: another backbone, another r1, other layers.
+    """
+    what = f"the prior {prior.path or ''} does not fit"
+    if prior.metadata["backbone_fingerprint"] != backbone_fingerprint:
+        raise UserError(
+            f"{what}: it was made with another backbone",
+            expected=f"fingerprint {backbone_fingerprint[:12]}",
+            got=f"{prior.metadata['backbone_fingerprint'][:12]} ({prior.metadata['backbone']})",
+            key="prior",
+        )
+    if meta_rank is not None and prior.meta_rank != meta_rank:
+        raise UserError(f"{what}: another r1", expected=f"r1 = {meta_rank}", got=str(prior.meta_rank), key="meta_rank")
+    differing = sorted(set(layers) ^ set(prior.meta_down))
+    if differing:
+        raise UserError(
+            f"{what}: other layers",
+            expected=f"{len(layers)} layers",
+            got=f"{len(prior.meta_down)}, {len(differing)} differ: {', '.join(differing[:3])}",
+            key="prior",
+        )
+
+
+def save_lora(path: Path, lora: LoraFile) -> None:
+    """Write a plain LoRA in the layout that diffusers' `load_lora_weights` reads, atomically."""
+    tensors = {}
+    for name in lora.down:
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = lora.down[name].contiguous()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = lora.up[name].contiguous()
+    with atomic_path(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata={**lora.metadata, "format": LORA_FORMAT})
+
+
+def load_lora(path: Path) -> LoraFile:
+    """Read a plain LoRA of `save_lora`'s layout.
+
+    Raises:
+        UserError: missing, no whole safetensors file, or another layout.
+    """
+    tensors, metadata = _read(Path(path), what="LoRA")
+    down = {name: tensor for key, tensor in tensors.items() if (name := _layer(key, ".lora_A.weight"))}
+    up = {name: tensor for key, tensor in tensors.items() if (name := _layer(key, ".lora_B.weight"))}
+    if not down or down.keys() != up.keys() or len(down) + len(up) != len(tensors):
+        raise UserError(
+            f"{path} is not a LoRA of this project",
+            expected="transformer.LAYER.lora_A.weight and .lora_B.weight for every layer",
+            got=", ".join(sorted(tensors)[:2]),
+            key="lora",
+        )
+    return LoraFile(down=down, up=up, metadata=metadata, path=Path(path))
+
+
+def _layer(key: str, suffix: str) -> str:
+    return key[len(_PREFIX) : -len(suffix)] if key.startswith(_PREFIX) and key.endswith(suffix) else ""
+
+
+def _read(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise UserError(f"the {what} file is missing", expected="a .safetensors file", got=str(path), key=what.lower())
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"the {what} {path} cannot be read",
+            expected="a whole safetensors file",
+            got=str(error),
+            key=what.lower(),
+        ) from error

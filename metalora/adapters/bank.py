@@ -1,0 +1,205 @@
+"""The identity bank: one shared Meta-Down and, per identity, one row holding every layer's Mid and Up.
+
+A step looks up the rows of its batch once (a sparse embedding), so the gradient that arrives names the identities
+that were present, and the optimizer moves those alone.
+
+Shape legend: K identities, P numbers per identity, B batch, I in, O out, R r1, S r2.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalora.adapters.linear import LayerSlot
+from metalora.core.contracts import LoraFile
+from metalora.core.errors import UserError
+from metalora.core.lora import LayerShape, collapse, kaiming_uniform
+
+
+class AdapterBank(nn.Module):
+    """Adapters of K identities over the same layers: three-layer Meta-LoRA, or plain LoRA without `meta_rank`.
+
+    Args:
+        layers: widths of the adapted layers by dotted name.
+        identities: names of the K rows; a row starts from (seed, its name, layer, visit) alone.
+        rank: r2, the rank of the LoRA that is exported.
+        meta_rank: r1 of the shared Meta-Down; None makes plain LoRAs (Down and Up per identity, nothing shared).
+
+    Raises:
+        UserError: rank larger than meta_rank.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, LayerShape],
+        *,
+        identities: Sequence[str],
+        rank: int,
+        meta_rank: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if meta_rank is not None and rank > meta_rank:
+            raise UserError(
+                "the rank is larger than Meta-Down's",
+                expected=f"rank at most r1 = {meta_rank}",
+                got=str(rank),
+                key="rank",
+            )
+        self.layers = dict(layers)
+        self.rank, self.meta_rank, self.seed = rank, meta_rank, seed
+        self._sizes: list[int] = []
+        self.slots: dict[str, LayerSlot] = {}
+        for name, shape in self.layers.items():
+            self._sizes += [rank * (meta_rank or shape.in_features), shape.out_features * rank]
+            self.slots[name] = LayerSlot(rank, shape.in_features, shape.out_features)
+        self.meta_down = nn.ParameterDict()
+        if meta_rank is not None:
+            for name, shape in self.layers.items():
+                start = kaiming_uniform((meta_rank, shape.in_features), key=(seed, "meta_down", name))
+                self.meta_down[_key(name)] = nn.Parameter(start)
+        self.rows = nn.Parameter(torch.zeros(len(identities), sum(self._sizes)))
+        self._train_meta_down = meta_rank is not None
+        self._pieces: Sequence[Tensor] | None = None
+        self.identities: list[str] = []
+        self.reset_rows(identities, visit=0)
+
+    @property
+    def train_meta_down(self) -> bool:
+        """Whether a forward reaches Meta-Down with gradient; set by the schedule. requires_grad is never toggled."""
+        return self._train_meta_down
+
+    @train_meta_down.setter
+    def train_meta_down(self, value: bool) -> None:
+        self._train_meta_down = value
+        self._fill_slots()
+
+    def meta_down_of(self, layer: str) -> nn.Parameter:
+        """Meta-Down [R, I] of a layer by its dotted name."""
+        return self.meta_down[_key(layer)]
+
+    def row_of(self, identity: str) -> int:
+        """The row that holds an identity."""
+        return self.identities.index(identity)
+
+    def assign_rows(self, identities: Sequence[str]) -> None:
+        """Give the rows to other identities and keep their numbers (slots: reuse)."""
+        assert 0 < len(identities) <= len(self.rows), f"{len(identities)} identities for {len(self.rows)} rows"
+        assert len(set(identities)) == len(identities), "an identity twice"
+        self.identities = list(identities)
+
+    @torch.no_grad()
+    def reset_rows(self, identities: Sequence[str], *, visit: int) -> None:
+        """Give the rows to other identities and start them afresh: Mid (or Down) Kaiming-uniform, Up zero.
+
+        Fewer identities than rows are allowed; rows without an identity are zero.
+        """
+        self.assign_rows(identities)
+        self.rows.zero_()
+        for row, identity in enumerate(identities):
+            pieces = self.rows[row].split(self._sizes)
+            for (name, shape), first in zip(self.layers.items(), pieces[::2], strict=True):
+                fan_in = self.meta_rank or shape.in_features
+                start = kaiming_uniform((self.rank, fan_in), key=(self.seed, identity, name, visit))
+                first.copy_(start.flatten())
+
+    def set_route(self, rows_B: Tensor) -> None:
+        """Say which row serves each sample of the coming batch; holds until the next call or `clear_route`.
+
+        The rows are looked up here, once: call it before every training forward. What is looked up lives until then,
+        so recomputing a checkpointed forward in backward meets the very same tensors.
+        """
+        if len(self.rows) == 1:
+            rows_B = rows_B[:1]
+        looked_up_BP = F.embedding(rows_B.to(self.rows.device), self.rows, sparse=True)
+        self._pieces = looked_up_BP.split(self._sizes, dim=1)
+        self._fill_slots()
+
+    def clear_route(self) -> None:
+        """Make the adapted layers the base layers again."""
+        self._pieces = None
+        self._fill_slots()
+
+    def _fill_slots(self) -> None:
+        pieces = self._pieces
+        for index, (name, slot) in enumerate(self.slots.items()):
+            slot.first_BN = None if pieces is None else pieces[2 * index]
+            slot.up_BN = None if pieces is None else pieces[2 * index + 1]
+            if self.meta_rank is not None:
+                meta_down_RI = self.meta_down_of(name)
+                slot.meta_down_RI = meta_down_RI if self._train_meta_down else meta_down_RI.detach()
+
+    def _of_row(self, row: int) -> dict[str, tuple[Tensor, Tensor]]:
+        pieces = self.rows.detach()[row].split(self._sizes)
+        return {
+            name: (first.view(self.rank, -1), up.view(shape.out_features, self.rank))
+            for (name, shape), first, up in zip(self.layers.items(), pieces[::2], pieces[1::2], strict=True)
+        }
+
+    @torch.no_grad()
+    def collapsed(self, identity: str, *, metadata: Mapping[str, str] | None = None) -> LoraFile:
+        """The plain LoRA that this identity's adapter equals: A = Mid MetaDown, B = Up; float32 on the CPU."""
+        down, up = {}, {}
+        for name, (first, up_OS) in self._of_row(self.row_of(identity)).items():
+            down_SI = first if self.meta_rank is None else collapse(self.meta_down_of(name), first)
+            down[name] = down_SI.to("cpu", copy=True).contiguous()
+            up[name] = up_OS.to("cpu", copy=True).contiguous()
+        return LoraFile(down=down, up=up, metadata=dict(metadata or {}))
+
+    @torch.no_grad()
+    def load_lora(self, identity: str, lora: LoraFile) -> None:
+        """Put a plain LoRA of rank at most `rank` into an identity's row, e.g. to generate from exported files.
+
+        Raises:
+            UserError: other layers or widths than the bank's, or a larger rank.
+        """
+        assert self.meta_rank is None, "a collapsed LoRA does not say its Mid"
+        _same_layers(self.layers, lora.down, what=f"the LoRA {lora.path or ''} does not fit the model", key="lora")
+        for name, (down_SI, up_OS) in self._of_row(self.row_of(identity)).items():
+            rank = lora.down[name].shape[0]
+            if rank > self.rank or lora.down[name].shape[1:] != down_SI.shape[1:] or len(lora.up[name]) != len(up_OS):
+                raise UserError(
+                    f"the LoRA {lora.path or ''} does not fit layer {name}",
+                    expected=f"rank at most {self.rank}, {down_SI.shape[1]} -> {len(up_OS)}",
+                    got=f"rank {rank}, {lora.down[name].shape[1]} -> {len(lora.up[name])}",
+                    key="lora",
+                )
+            down_SI.zero_()[:rank] = lora.down[name]
+            up_OS.zero_()[:, :rank] = lora.up[name]
+
+    @torch.no_grad()
+    def load_meta_down(self, meta_down: Mapping[str, Tensor]) -> None:
+        """Copy a prior's Meta-Down [R, I] per layer into the bank.
+
+        Raises:
+            UserError: other layers or another r1 than the bank's.
+        """
+        _same_layers(self.layers, meta_down, what="the prior does not fit the model", key="prior")
+        for name in self.layers:
+            own = self.meta_down_of(name)
+            if own.shape != meta_down[name].shape:
+                raise UserError(
+                    f"the prior does not fit layer {name}",
+                    expected=f"Meta-Down of shape {tuple(own.shape)}",
+                    got=str(tuple(meta_down[name].shape)),
+                    key="prior",
+                )
+            own.copy_(meta_down[name])
+
+
+def _key(layer: str) -> str:
+    """A ParameterDict's keys hold no dots."""
+    return layer.replace(".", "/")
+
+
+def _same_layers(expected: Mapping[str, object], got: Mapping[str, object], *, what: str, key: str) -> None:
+    missing, unknown = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+    if missing or unknown:
+        raise UserError(
+            what,
+            expected=f"its {len(expected)} layers",
+            got=f"{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}",
+            key=key,
+        )

@@ -63,7 +63,7 @@ def shapes_for(
 
 
 def nearest_shape(image_hw: tuple[int, int], shapes: Sequence[Shape]) -> Shape:
-    """The shape whose aspect ratio needs the least cutting away; the first of equals. Only the ratio of `image_hw` counts."""
+    """The shape whose aspect ratio needs the least cutting away; the first of equals."""
     wanted = np.log(image_hw[1] / image_hw[0])
     return min(shapes, key=lambda shape: abs(np.log(shape[1] / shape[0]) - wanted))
 

@@ -21,6 +21,15 @@ MODES: tuple[Mode, ...] = ("crops", "whole", "native")
 
 
 @dataclass(frozen=True)
+class PicturePlan:
+    """A window of a photo, the shape it is resized to, and how to name it."""
+
+    window: Window
+    shape: Shape
+    words: str
+
+
+@dataclass(frozen=True)
 class TrainingPicture:
     """One picture before it is encoded: uint8 RGB [*shape, 3], and where it came from."""
 
@@ -68,45 +77,50 @@ def nearest_shape(image_hw: tuple[int, int], shapes: Sequence[Shape]) -> Shape:
     return min(shapes, key=lambda shape: abs(np.log(shape[1] / shape[0]) - wanted))
 
 
-def training_pictures(
-    photo: np.ndarray,
+def plan_pictures(
+    photo_hw: tuple[int, int],
     face: Box | None,
     *,
     mode: Mode,
     shapes: Sequence[Sequence[Shape]],
-    name: str,
     aspect_ratios: Sequence[str] = ASPECT_RATIOS,
     scales: Sequence[float] = SCALES,
-) -> list[TrainingPicture]:
-    """The pictures a photo is trained on, at every resolution.
+) -> list[PicturePlan]:
+    """What is cut from a photo, at every resolution.
 
     Args:
-        photo: uint8 RGB [H, W, 3].
+        photo_hw: height and width of the photo.
         face: the face box; needed for crops.
         mode: "crops": every crop of App. D, the original not among them unless it is one. "whole" and "native": the
             photo once, cut only as far as its aspect ratio differs from the nearest shape's.
         shapes: one set of shapes per resolution.
-        name: of the photo, for `source`.
         aspect_ratios: of the crops.
         scales: of the crops.
     """
     assert mode in MODES, mode
-    height, width = photo.shape[:2]
-    whole = (0, 0, width, height)
-    windows: list[tuple[Window, tuple[int, int], str]] = [(whole, (height, width), mode)]
+    windows: list[tuple[Window, tuple[int, int], str]] = [((0, 0, photo_hw[1], photo_hw[0]), photo_hw, mode)]
     if mode == "crops":
         assert face is not None
         windows = [
-            ((crop.x0, crop.y0, crop.x1, crop.y1), parse_aspect(crop.aspect)[::-1], f"{crop.aspect} x{crop.scale:g}")
-            for crop in crop_boxes((height, width), face, aspect_ratios=aspect_ratios, scales=scales)
+            ((crop.x0, crop.y0, crop.x1, crop.y1), _height_to_width(crop.aspect), f"{crop.aspect} x{crop.scale:g}")
+            for crop in crop_boxes(photo_hw, face, aspect_ratios=aspect_ratios, scales=scales)
         ]
+    return [
+        PicturePlan(window, nearest_shape(aspect_hw, resolution_shapes), words)
+        for resolution_shapes in shapes
+        for window, aspect_hw, words in windows
+    ]
+
+
+def training_pictures(
+    photo: np.ndarray, face: Box | None, *, mode: Mode, shapes: Sequence[Sequence[Shape]], name: str
+) -> list[TrainingPicture]:
+    """The pictures a photo (uint8 RGB [H, W, 3]) is trained on; see `plan_pictures`. `name` goes into `source`."""
     image = Image.fromarray(photo)
-    pictures: list[TrainingPicture] = []
-    for resolution_shapes in shapes:
-        for window, aspect_hw, words in windows:
-            shape = nearest_shape(aspect_hw, resolution_shapes)
-            pictures.append(TrainingPicture(fit(image, window=window, shape=shape), shape, f"{name} {words}"))
-    return pictures
+    return [
+        TrainingPicture(fit(image, window=plan.window, shape=plan.shape), plan.shape, f"{name} {plan.words}")
+        for plan in plan_pictures((photo.shape[0], photo.shape[1]), face, mode=mode, shapes=shapes)
+    ]
 
 
 def fit(image: Image.Image, *, window: Window, shape: Shape) -> np.ndarray:
@@ -114,7 +128,8 @@ def fit(image: Image.Image, *, window: Window, shape: Shape) -> np.ndarray:
     x0, y0, x1, y1 = window
     height, width = shape
     scale = min((x1 - x0) / width, (y1 - y0) / height)
-    margin_x, margin_y = ((x1 - x0) - width * scale) / 2, ((y1 - y0) - height * scale) / 2
+    # max: rounding may make a margin of nothing negative, which Pillow refuses
+    margin_x, margin_y = max(0.0, (x1 - x0) - width * scale) / 2, max(0.0, (y1 - y0) - height * scale) / 2
     box = (x0 + margin_x, y0 + margin_y, x1 - margin_x, y1 - margin_y)
     # reducing_gap: a camera photo is first halved until it is three times too large, or 25 crops of it take seconds
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
@@ -147,3 +162,8 @@ def choose_face(faces: Sequence[DetectedFace], *, face: Literal["only", "largest
             key="face",
         )
     return max((found.box for found in faces), key=lambda box: (box.x1 - box.x0) * (box.y1 - box.y0))
+
+
+def _height_to_width(aspect: str) -> tuple[int, int]:
+    width, height = parse_aspect(aspect)
+    return height, width

@@ -99,3 +99,15 @@ def test_exactly_one_face_unless_the_largest_is_asked_for() -> None:
     for face in ("only", "largest"):
         with pytest.raises(UserError, match=r"no face found in a.jpg; .*key: image"):
             choose_face([], face=face, name="a.jpg", key="image")  # type: ignore[arg-type]
+
+
+def test_no_photo_size_upsets_the_resizing() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = (int(side) for side in rng.integers(32, 420, 2))
+        photo = np.full((height, width, 3), 90, np.uint8)
+        half = rng.uniform(6, min(height, width) / 2)
+        x, y = rng.uniform(half / 2, width - half / 2), rng.uniform(half / 2, height - half / 2)
+        face = Box(x - half, y - half, x + half, y + half)
+        for picture in training_pictures(photo, face, mode="crops", shapes=[MINI], name="a"):
+            assert (picture.pixels == 90).all()

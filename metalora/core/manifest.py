@@ -1,0 +1,57 @@
+"""manifest.jsonl: what every image of a folder is, one JSON line per image."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from metalora.core.atomic import write_bytes
+from metalora.core.contracts import GeneratedImage
+from metalora.core.errors import UserError
+
+FILE_NAME = "manifest.jsonl"
+
+
+def to_line(image: GeneratedImage) -> str:
+    """One line of the manifest, newline included."""
+    return json.dumps(dataclasses.asdict(image), ensure_ascii=False) + "\n"
+
+
+def read_manifest(path: Path, *, cut_allowed: bool = False) -> list[GeneratedImage]:
+    """Read a manifest; of several lines about one file the last one counts.
+
+    Args:
+        path: the manifest, or the folder that holds it.
+        cut_allowed: the writer may have been killed inside the last line; that line is then left out.
+
+    Raises:
+        UserError: there is no such manifest, or a line is not one.
+    """
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(
+            "cannot read the list of images", expected=f"a {FILE_NAME}", got=str(error), key="images"
+        ) from error
+    images: dict[str, GeneratedImage] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            values = json.loads(line)
+            image = GeneratedImage(**(values | {"size": (int(values["size"][0]), int(values["size"][1]))}))
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            if cut_allowed and number == len(lines):  # a whole line ends with a newline, so this one was cut
+                continue
+            raise UserError(
+                "a line of the list of images cannot be read", got=f"{error} in line {number}", key=str(path)
+            ) from error
+        images.pop(image.file, None)
+        images[image.file] = image
+    return list(images.values())
+
+
+def write_manifest(path: Path, images: Iterable[GeneratedImage]) -> None:
+    """Write a manifest atomically."""
+    write_bytes(path, "".join(to_line(image) for image in images).encode())

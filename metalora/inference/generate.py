@@ -1,0 +1,296 @@
+"""Images from exported LoRA files: several people's files in one batch, through the stock pipeline.
+
+Noise is keyed by (seed, prompt), so every method and the untouched base start from the same noise and CLIP-I compares
+like with like; an image does not depend on its batch mates. Shape legend: B batch, H W pixels.
+"""
+
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metalora.adapters.artifacts import file_sha256, load_lora
+from metalora.adapters.bank import AdapterBank
+from metalora.adapters.inject import eject, inject, layer_shapes
+from metalora.core.atomic import write_bytes
+from metalora.core.contracts import Backbone, GeneratedImage, LoraFile, TextEmbedding
+from metalora.core.errors import UserError
+from metalora.core.manifest import FILE_NAME, read_manifest, to_line, write_manifest
+from metalora.core.noise import generator
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """One image to make. `lora=None` asks for the untouched base: rank and iterations are 0 then."""
+
+    identity: str
+    class_noun: str
+    method: str
+    rank: int
+    iterations: int
+    lora: Path | None
+    prompt_id: str
+    prompt: str
+    seed: int
+
+
+def image_noise(*, seed: int, prompt_id: str) -> torch.Generator:
+    """Where an image's noise comes from: `pipe(prompt, generator=image_noise(...))` makes the same image."""
+    return generator("generate", seed, prompt_id)
+
+
+def generate(
+    backbone: Backbone,
+    jobs: Sequence[GenerationJob],
+    *,
+    steps: int,
+    guidance: float,
+    size: tuple[int, int],
+    batch_size: int,
+    out: Path,
+    progress: Progress | None = None,
+) -> tuple[GeneratedImage, ...]:
+    """Make every image that is not there yet; returns one record per job, in the order of `jobs`.
+
+    Writes `out/images/IDENTITY/METHOD-rRANK-ITERATIONS/PROMPT-SEED.png` and `out/manifest.jsonl`, which grows with
+    every batch: a run that was cut continues. An image is there when its file is and its record is the one asked for; a
+    LoRA file with other content, other steps, guidance or base make it again. One writer per folder.
+
+    Args:
+        size: (height, width) in pixels.
+        batch_size: images per call of the pipeline; a batch mixes people and methods of equal rank.
+        progress: called as progress("generate", done, total).
+
+    Raises:
+        UserError: two jobs for one file, a size the backbone cannot make, a LoRA file that does not fit.
+    """
+    if any(side % backbone.pixel_multiple for side in size):
+        raise UserError(
+            "the backbone cannot make images of this size",
+            expected=f"height and width that are multiples of {backbone.pixel_multiple}",
+            got=f"{size[0]} x {size[1]}",
+            key="sampling.size",
+        )
+    out = Path(out)
+    records = _records(backbone, jobs, steps=steps, guidance=guidance, size=size)
+    kept = _kept(out)
+    made = {_content(image) for image in kept}
+    todo = [(job, image) for job, image in zip(jobs, records, strict=True) if _content(image) not in made]
+    report = progress or (lambda stage, done, total: None)
+    report("generate", len(jobs) - len(todo), len(jobs))
+    if todo:
+        stale = {image.file for _, image in todo}
+        write_manifest(out / FILE_NAME, [image for image in kept if image.file not in stale])
+        with (out / FILE_NAME).open("a", encoding="utf-8") as manifest:
+            finished = len(jobs) - len(todo)
+            for batch, pixels_BHW3 in _batches(
+                backbone, todo, steps=steps, guidance=guidance, size=size, batch_size=batch_size
+            ):
+                for (_, image), pixels_HW3 in zip(batch, pixels_BHW3, strict=True):
+                    write_bytes(out / image.file, _png(pixels_HW3))
+                manifest.write("".join(to_line(image) for _, image in batch))
+                manifest.flush()
+                os.fsync(manifest.fileno())
+                finished += len(batch)
+                report("generate", finished, len(jobs))
+        asked = {image.file for image in records}
+        others = [image for image in kept if image.file not in asked]
+        write_manifest(out / FILE_NAME, [*others, *records])
+    return tuple(records)
+
+
+def _records(
+    backbone: Backbone, jobs: Sequence[GenerationJob], *, steps: int, guidance: float, size: tuple[int, int]
+) -> list[GeneratedImage]:
+    digests = {path: _digest(path) for path in {job.lora for job in jobs} if path is not None}
+    records = [
+        GeneratedImage(
+            file=_file(job),
+            method=job.method,
+            identity=job.identity,
+            class_noun=job.class_noun,
+            prompt_id=job.prompt_id,
+            prompt=job.prompt,
+            seed=job.seed,
+            rank=job.rank,
+            iterations=job.iterations,
+            lora="" if job.lora is None else str(job.lora),
+            lora_sha256="" if job.lora is None else digests[job.lora],
+            base_model=f"{backbone.name}@{backbone.fingerprint[:16]}",
+            steps=steps,
+            guidance=float(guidance),
+            size=(int(size[0]), int(size[1])),
+        )
+        for job in jobs
+    ]
+    files = [image.file for image in records]
+    if len(set(files)) < len(files):
+        twice = next(file for file in files if files.count(file) > 1)
+        raise UserError("two images would be written to one file", got=twice, key="prompts, seeds")
+    return records
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise UserError("the LoRA file is missing", expected="a .safetensors file", got=str(path), key="lora")
+    return file_sha256(path)
+
+
+def _file(job: GenerationJob) -> str:
+    cell = job.method if job.lora is None else f"{job.method}-r{job.rank}-{job.iterations:06d}"
+    parts = ("images", job.identity, cell, f"{job.prompt_id}-{job.seed}.png")
+    if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
+        raise UserError("an image cannot be named after this", expected="names without slashes", got=repr(parts[1:]))
+    return "/".join(parts)
+
+
+def _kept(out: Path) -> list[GeneratedImage]:
+    if not (out / FILE_NAME).is_file():
+        return []
+    return [image for image in read_manifest(out, cut_allowed=True) if (out / image.file).is_file()]
+
+
+def _content(image: GeneratedImage) -> GeneratedImage:
+    """What an image depends on: the LoRA's bytes, not where they lie."""
+    return replace(image, lora="")
+
+
+Todo = list[tuple[GenerationJob, GeneratedImage]]
+
+
+def _batches(
+    backbone: Backbone, todo: Todo, *, steps: int, guidance: float, size: tuple[int, int], batch_size: int
+) -> Iterator[tuple[Todo, np.ndarray]]:
+    """Make the images batch by batch: the base first, then rank by rank with one bank injected per rank."""
+    texts = _Texts(backbone, [job.prompt for job, _ in todo], batch_size=batch_size)
+    pipe = backbone.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+
+    def pixels(batch: Todo) -> np.ndarray:
+        text = texts.of([job.prompt for job, _ in batch])
+        noises = [image_noise(seed=job.seed, prompt_id=job.prompt_id) for job, _ in batch]
+        return _run(pipe, text, noises=noises, steps=steps, guidance=guidance, size=size)
+
+    ordered = sorted(todo, key=lambda pair: (_rank(pair[0]), str(pair[0].lora)))
+    for rank, group in itertools.groupby(ordered, key=lambda pair: _rank(pair[0])):
+        batches = _cut(list(group), batch_size)
+        if rank == 0:
+            for batch in batches:
+                yield batch, pixels(batch)
+            continue
+        rows = _LoraRows(backbone, rank=rank, rows=max(len({job.lora for job, _ in batch}) for batch in batches))
+        handle = inject(backbone.transformer, rows.bank)
+        try:
+            for batch in batches:
+                rows.bank.set_route(rows.of([job.lora for job, _ in batch if job.lora is not None]))
+                yield batch, pixels(batch)
+                rows.bank.clear_route()
+        finally:
+            eject(handle)
+
+
+def _rank(job: GenerationJob) -> int:
+    return 0 if job.lora is None else job.rank
+
+
+def _cut(pairs: Todo, batch_size: int) -> list[Todo]:
+    return [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+
+
+@torch.no_grad()
+def _run(
+    pipe: Any,
+    text: TextEmbedding,
+    *,
+    noises: Sequence[torch.Generator],
+    steps: int,
+    guidance: float,
+    size: tuple[int, int],
+) -> np.ndarray:
+    images_BHW3 = pipe(
+        prompt_embeds=text.tokens_BLD,
+        pooled_prompt_embeds=text.pooled_BP,
+        generator=list(noises),
+        height=size[0],
+        width=size[1],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="np",
+    ).images
+    # A diverged LoRA gives NaN: black, in which no face is found, rather than an end to the whole sweep.
+    return np.nan_to_num(images_BHW3 * 255).round().astype(np.uint8)
+
+
+def _png(pixels_HW3: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+class _Texts:
+    """Every distinct prompt, embedded once."""
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[str], *, batch_size: int) -> None:
+        distinct = list(dict.fromkeys(prompts))
+        self._row = {prompt: row for row, prompt in enumerate(distinct)}
+        with torch.no_grad():
+            parts = [
+                backbone.encode_text(distinct[start : start + batch_size])
+                for start in range(0, len(distinct), batch_size)
+            ]
+        self._all = TextEmbedding(torch.cat([p.tokens_BLD for p in parts]), torch.cat([p.pooled_BP for p in parts]))
+
+    def of(self, prompts: Sequence[str]) -> TextEmbedding:
+        """The embeddings of a batch of prompts."""
+        rows_B = torch.tensor([self._row[prompt] for prompt in prompts], device=self._all.pooled_BP.device)
+        return self._all.rows(rows_B)
+
+
+class _LoraRows:
+    """A plain bank whose rows hold LoRA files; a file stays in its row until the row is needed for another."""
+
+    def __init__(self, backbone: Backbone, *, rank: int, rows: int) -> None:
+        self.bank = AdapterBank(
+            layer_shapes(backbone.target_layers()),
+            identities=[str(row) for row in range(rows)],
+            rank=rank,
+            meta_rank=None,
+            seed=0,
+        )
+        self.bank.to(next(backbone.transformer.parameters()).device)
+        self._rank = rank
+        self._held: list[Path | None] = [None] * rows
+
+    def of(self, paths: Sequence[Path]) -> Tensor:
+        """The row of each file, loading those that are not in the bank yet."""
+        wanted = set(paths)
+        free = [row for row, path in enumerate(self._held) if path not in wanted]
+        for path in dict.fromkeys(paths):
+            if path not in self._held:
+                row = free.pop()
+                self.bank.load_lora(str(row), _checked(load_lora(path), rank=self._rank))
+                self._held[row] = path
+        row_of = {path: row for row, path in enumerate(self._held)}
+        return torch.tensor([row_of[path] for path in paths])
+
+
+def _checked(lora: LoraFile, *, rank: int) -> LoraFile:
+    found = {down_RI.shape[0] for down_RI in lora.down.values()}
+    if found != {rank}:
+        raise UserError(
+            "a LoRA file does not have the rank it is asked for with",
+            expected=f"rank {rank} in every layer",
+            got=f"{sorted(found)} in {lora.path}",
+            key="rank",
+        )
+    return lora

@@ -1,0 +1,201 @@
+"""Images from LoRA files: what they depend on, what stock diffusers makes of the same file, and how a run continues."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metalora.adapters.artifacts import save_lora
+from metalora.core.contracts import LoraFile
+from metalora.core.errors import UserError
+from metalora.core.manifest import read_manifest
+from metalora.inference.generate import GenerationJob, generate, image_noise
+
+SIZE = (16, 24)
+SETTING = {"steps": 3, "guidance": 3.5, "size": SIZE}
+PROMPTS = {"frontal-00": "a photo of a man", "style-00": "a pencil drawing of a man"}
+
+
+@pytest.fixture
+def loras(tiny_backbone, tmp_path):
+    """Three people's files: two of rank 1 and one of rank 2, strong enough to be seen."""
+    paths = {}
+    for number, (identity, rank) in enumerate((("ann", 1), ("bob", 1), ("cid", 2))):
+        draw = torch.Generator().manual_seed(number)
+        down, up = {}, {}
+        for name, layer in tiny_backbone.target_layers().items():
+            down[name] = torch.randn(rank, layer.in_features, generator=draw) * 0.5
+            up[name] = torch.randn(layer.out_features, rank, generator=draw) * 0.5
+        paths[identity] = tmp_path / f"{identity}.safetensors"
+        save_lora(paths[identity], LoraFile(down, up, {}))
+    return paths
+
+
+def job(identity, lora, *, rank=1, prompt_id="frontal-00", seed=0, method="lora", iterations=5):
+    if lora is None:
+        method, rank, iterations = "base", 0, 0
+    return GenerationJob(identity, "man", method, rank, iterations, lora, prompt_id, PROMPTS[prompt_id], seed)
+
+
+@pytest.fixture
+def jobs(loras):
+    made = [job("man", None, prompt_id=p, seed=s) for p in PROMPTS for s in (0, 1)]
+    for identity, rank in (("ann", 1), ("cid", 2), ("bob", 1)):
+        made += [job(identity, loras[identity], rank=rank, prompt_id=p, seed=s) for p in PROMPTS for s in (0, 1)]
+    return made
+
+
+def pixels(folder, record):
+    with Image.open(folder / record.file) as image:
+        return np.asarray(image, dtype=np.int16)
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny_backbone, jobs, tmp_path):
+    together = generate(tiny_backbone, jobs, **SETTING, batch_size=5, out=tmp_path / "five")
+    alone = generate(tiny_backbone, jobs[::-1], **SETTING, batch_size=1, out=tmp_path / "one")[::-1]
+    assert together == alone
+    for record in together:
+        difference = np.abs(pixels(tmp_path / "five", record) - pixels(tmp_path / "one", record))
+        assert pixels(tmp_path / "five", record).shape == (*SIZE, 3)
+        assert difference.max() <= 1  # rounding to 8 bits
+
+    def of(identity, prompt_id, seed):
+        record = next(r for r in together if (r.identity, r.prompt_id, r.seed) == (identity, prompt_id, seed))
+        return pixels(tmp_path / "five", record)
+
+    base = of("man", "frontal-00", 0)
+    for other in (of("ann", "frontal-00", 0), of("cid", "frontal-00", 0), of("man", "frontal-00", 1)):
+        assert np.abs(other - base).mean() > 1
+    assert np.abs(of("ann", "frontal-00", 0) - of("bob", "frontal-00", 0)).mean() > 1
+    assert np.abs(of("ann", "frontal-00", 0) - of("ann", "style-00", 0)).mean() > 1
+
+
+@pytest.mark.parametrize(("identity", "rank"), [("ann", 1), ("cid", 2)])
+def test_stock_diffusers_makes_the_same_image_of_the_file(tiny_backbone, loras, tmp_path, identity, rank):
+    jobs = [
+        job("bob", loras["bob"], seed=3),
+        job(identity, loras[identity], rank=rank, seed=3),
+        job("man", None, seed=3),
+    ]
+    records = generate(tiny_backbone, jobs, **SETTING, batch_size=4, out=tmp_path / "out")
+    pipe = tiny_backbone.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+
+    def stock():
+        made = pipe(
+            PROMPTS["frontal-00"],
+            generator=image_noise(seed=3, prompt_id="frontal-00"),
+            num_inference_steps=3,
+            guidance_scale=3.5,
+            height=SIZE[0],
+            width=SIZE[1],
+            max_sequence_length=tiny_backbone.max_text_tokens,
+        ).images[0]
+        return np.asarray(made, dtype=np.int16)
+
+    assert np.abs(pixels(tmp_path / "out", records[2]) - stock()).max() <= 1
+    pipe.load_lora_weights(str(loras[identity].parent), weight_name=loras[identity].name)
+    assert np.abs(pixels(tmp_path / "out", records[1]) - stock()).max() <= 1
+    assert np.abs(pixels(tmp_path / "out", records[2]) - stock()).mean() > 1
+
+
+def test_the_backbone_is_left_as_it_was(tiny_backbone, jobs, tmp_path):
+    base = [item for item in jobs if item.lora is None]
+    before = generate(tiny_backbone, base, **SETTING, batch_size=4, out=tmp_path / "before")
+    generate(tiny_backbone, jobs, **SETTING, batch_size=4, out=tmp_path / "loras")
+    generate(tiny_backbone, base, **SETTING, batch_size=4, out=tmp_path / "after")
+    for record in before:
+        assert np.array_equal(pixels(tmp_path / "before", record), pixels(tmp_path / "after", record))
+
+
+class Spy:
+    """Counts the images a run makes, and can stop it."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.seen = stop_at, []
+
+    def __call__(self, stage, done, total):
+        assert stage == "generate"
+        self.seen.append((done, total))
+        if self.stop_at is not None and done >= self.stop_at:
+            raise KeyboardInterrupt
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+
+
+def test_a_cut_run_continues_and_a_finished_one_does_nothing(tiny_backbone, jobs, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        generate(tiny_backbone, jobs, **SETTING, batch_size=3, out=out, progress=Spy(stop_at=6))
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert 6 <= len(made) < len(jobs)
+    with (out / "manifest.jsonl").open("a") as manifest:
+        manifest.write('{"file": "images/half')  # killed inside a line
+    spy = Spy()
+    records = generate(tiny_backbone, jobs, **SETTING, batch_size=3, out=out, progress=spy)
+    assert spy.seen[0] == (len(made), len(jobs)) and spy.seen[-1] == (len(jobs), len(jobs))
+    assert all(path.stat().st_mtime_ns == when for path, when in made.items())
+    assert tuple(read_manifest(out)) == records
+    manifest = (out / "manifest.jsonl").read_bytes()
+
+    spy = Spy()
+    assert generate(tiny_backbone, jobs, **SETTING, batch_size=3, out=out, progress=spy) == records
+    assert spy.seen == [(len(jobs), len(jobs))]
+    assert (out / "manifest.jsonl").read_bytes() == manifest
+
+
+def test_what_changed_or_is_missing_is_made_again(tiny_backbone, jobs, loras, tmp_path):
+    out = tmp_path / "out"
+    records = generate(tiny_backbone, jobs, **SETTING, batch_size=4, out=out)
+    lost = out / records[0].file
+    lost.unlink()
+    loras["ann"].write_bytes(loras["bob"].read_bytes())  # ann was trained again
+    spy = Spy()
+    again = generate(tiny_backbone, jobs, **SETTING, batch_size=4, out=out, progress=spy)
+    assert spy.seen[0] == (len(jobs) - 1 - 4, len(jobs))
+    assert lost.is_file()
+    ann, bob = (next(r for r in again if r.identity == name) for name in ("ann", "bob"))
+    assert np.array_equal(pixels(out, ann), pixels(out, bob))
+    assert ann.lora_sha256 == bob.lora_sha256
+
+    spy = Spy()
+    generate(tiny_backbone, jobs, **(SETTING | {"guidance": 2.0}), batch_size=4, out=out, progress=spy)
+    assert spy.seen[0] == (0, len(jobs))
+
+
+def test_another_request_in_the_same_folder_is_added(tiny_backbone, jobs, tmp_path):
+    out = tmp_path / "out"
+    first = generate(tiny_backbone, jobs[:4], **SETTING, batch_size=4, out=out)
+    second = generate(tiny_backbone, jobs[4:8], **SETTING, batch_size=4, out=out)
+    assert tuple(read_manifest(out)) == first + second
+
+
+def test_manifest_says_how_each_image_was_made(tiny_backbone, jobs, tmp_path):
+    records = generate(tiny_backbone, jobs, **SETTING, batch_size=9, out=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [record.file for record in records]
+    last = lines[-1]
+    assert (last["identity"], last["prompt_id"], last["seed"], last["rank"]) == ("bob", "style-00", 1, 1)
+    assert last["file"] == "images/bob/lora-r1-000005/style-00-1.png"
+    assert last["base_model"].startswith("tiny@") and last["size"] == [16, 24] and last["steps"] == 3
+    assert lines[0]["lora"] == "" and lines[0]["method"] == "base"
+
+
+def test_bad_requests(tiny_backbone, jobs, loras, tmp_path):
+    def run(jobs, **changes):
+        generate(tiny_backbone, jobs, **(SETTING | changes), batch_size=4, out=tmp_path / "out")
+
+    with pytest.raises(UserError, match="multiples of 8"):
+        run(jobs, size=(20, 16))
+    with pytest.raises(UserError, match="one file"):
+        run([jobs[0], jobs[0]])
+    with pytest.raises(UserError, match="rank 2 in every layer"):
+        run([job("ann", loras["ann"], rank=2)])
+    with pytest.raises(UserError, match="slashes"):
+        run([job("../ann", loras["ann"])])
+    with pytest.raises(UserError, match="missing"):
+        run([job("ann", tmp_path / "nothing.safetensors")])

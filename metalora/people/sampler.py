@@ -5,6 +5,7 @@ All samples of a batch have one shape.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import torch
@@ -140,12 +141,20 @@ class CohortSampler:
 
 
 def group_cohorts(people: Sequence[TrainingPerson], *, size: int) -> list[tuple[TrainingPerson, ...]]:
-    """Split people into cohorts of at most `size` that can train in one batch: same set of shapes, order kept."""
+    """Split people into cohorts of at most `size` that can train in one batch: same set of shapes, order kept.
+
+    The cohorts of a set of shapes are as equal as can be: 17 people at size 16 are 8 and 9, not 16 and one alone.
+    """
     assert size >= 1
     groups: dict[tuple[Shape, ...], list[TrainingPerson]] = {}
     for person in people:
         groups.setdefault(_shapes(person), []).append(person)
-    return [tuple(group[at : at + size]) for group in groups.values() for at in range(0, len(group), size)]
+    cohorts = []
+    for group in groups.values():
+        count = -(-len(group) // size)
+        edges = [len(group) * number // count for number in range(count + 1)]
+        cohorts += [tuple(group[first:last]) for first, last in pairwise(edges)]
+    return cohorts
 
 
 def _shapes(person: TrainingPerson) -> tuple[Shape, ...]:

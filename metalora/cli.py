@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -55,16 +56,39 @@ def _run_hydra(words: list[str]) -> None:
     def application(cfg: DictConfig) -> None:
         nonlocal started
         started = True
+        sys.stderr = stderr
         _guarded(lambda: _task(cfg), debug=bool(cfg.debug))
 
     sys.argv = [sys.argv[0], *words]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1" if "debug=true" in words else "0")
+    if "debug=true" in words:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    complaint, stderr = io.StringIO(), sys.stderr
+    sys.stderr = complaint  # Hydra explains a bad configuration over many lines; people get one
     try:
         application()
     except SystemExit as stop:
-        if stop.code == 1 and not started:  # Hydra could not compose the configuration: the input was bad
-            raise SystemExit(EXIT_BAD_INPUT) from None
+        if stop.code == 1 and not started:
+            sys.stderr = stderr
+            _fail(one_line(complaint.getvalue()))
         raise
+    finally:
+        if sys.stderr is complaint:
+            sys.stderr = stderr
+            stderr.write(complaint.getvalue())
+
+
+def one_line(complaint: str) -> str:
+    """Hydra's complaint about a configuration, without its boilerplate, as one line."""
+    boring = (
+        "Set the environment variable",
+        "Config search path",
+        "provider=",
+        "object_type=",
+        "full_key:",
+        "To append",
+    )
+    lines = [line.strip() for line in complaint.splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith(boring))
 
 
 def _task(cfg: object) -> None:

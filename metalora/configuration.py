@@ -83,7 +83,10 @@ def task_help(task: str) -> str:
     lines = [f"metalora {task}: {summary(task)}", ""]
     sections = [
         (f"keys of {task}", conf_dir() / "task" / f"{task}.yaml"),
-        ("recipe (experiment=mini/default; another backbone brings its own)", conf_dir() / "experiment/mini/default.yaml"),
+        (
+            "recipe (experiment=mini/default; another backbone brings its own)",
+            conf_dir() / "experiment/mini/default.yaml",
+        ),
         ("every task", conf_dir() / "config.yaml"),
         ("trainer", conf_dir() / "trainer/auto.yaml"),
         ("paths", conf_dir() / "paths/default.yaml"),
@@ -95,7 +98,9 @@ def task_help(task: str) -> str:
             lines.append(f"  {prefix + entry.key:<28} {entry.default:<24} {entry.text}".rstrip())
         lines.append("")
     lines.append("groups (GROUP=CHOICE):")
-    for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("task", "prompts")):
+    for folder in sorted(
+        path for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("task", "prompts")
+    ):
         choices = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
         if choices:
             lines.append(f"  {folder.name:<12} {', '.join(choices)}")

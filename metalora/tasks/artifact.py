@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from metalora.core.atomic import write_json
+from metalora.core.errors import UserError
 
+MANIFEST = "manifest.json"
 LIBRARIES = ("metalora", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "open_clip_torch", "numba")
 
 
@@ -41,7 +43,7 @@ class Artifact:
     @property
     def manifest(self) -> Path:
         """The file that says the folder is finished."""
-        return self.folder / "manifest.json"
+        return self.folder / MANIFEST
 
     @property
     def hash(self) -> str:
@@ -80,6 +82,20 @@ class Artifact:
                 **facts,
             },
         )
+
+
+def stored_hash(folder: Path) -> str:
+    """The hash in a finished folder's manifest.
+
+    Raises:
+        UserError: the folder is unfinished, or was not made by this project.
+    """
+    try:
+        return str(json.loads((folder / MANIFEST).read_text())["hash"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder} is not a finished output", expected=f"a folder with {MANIFEST}", got=str(error), key="images"
+        ) from None
 
 
 @cache

@@ -34,7 +34,9 @@ class Board(AbstractContextManager["Board"]):
         self._rich.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._rich.stop()
 
     def say(self, text: str) -> None:

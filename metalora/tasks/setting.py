@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalora.core.contracts import Backbone, ClipScorer, FaceDetector, FaceEmbedder
 from metalora.core.errors import UserError
+from metalora.people.augment import shapes_for
 
 
 class Setting:
@@ -64,12 +65,29 @@ class Setting:
         return Path(self["paths.cache"])
 
     @property
+    def backbone_key(self) -> dict[str, Any]:
+        """What of the backbone an artifact depends on: which model, in which precision; not where it lies or runs."""
+        return {
+            "name": self["backbone.name"],
+            "dtype": self["backbone.dtype"],
+            "fingerprint": self.backbone.fingerprint,
+        }
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The training shapes (height, width), one set per resolution."""
+        multiple = self.backbone.pixel_multiple
+        return tuple(shapes_for(resolution, multiple=multiple) for resolution in self["resolutions"])
+
+    @property
     def iterations(self) -> tuple[int, ...]:
         """Stage-2 checkpoints in order; `iterations=375` and `iterations=[250,375]` both work."""
         given = self["iterations"]
         values = tuple(sorted({int(value) for value in (given if isinstance(given, list) else [given])}))
         if not values or values[0] < 1:
-            raise UserError("no checkpoint to train to", expected="iterations of 1 or more", got=str(given), key="iterations")
+            raise UserError(
+                "no checkpoint to train to", expected="iterations of 1 or more", got=str(given), key="iterations"
+            )
         return values
 
     def folder(self, task: str, label: str, digest: str) -> Path:

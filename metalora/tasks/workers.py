@@ -104,7 +104,9 @@ def run_jobs(
     waiting, running, done = list(jobs), {}, set()
     with (
         _drained(channel, board),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(channel, threads)) as pool,
+        ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(channel, threads)
+        ) as pool,
     ):
         failure: BaseException | None = None
         while waiting or running:

@@ -1,0 +1,78 @@
+"""`metalora evaluate`: scores of a folder of generated images, one row per image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from metalora.core.atomic import atomic_path
+from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
+from metalora.evaluation.score import score_images
+from metalora.people.benchmark import Benchmark, PromptSets, load_benchmark, load_prompts
+from metalora.tasks.artifact import Artifact, stored_hash
+from metalora.tasks.prepare import ensure_benchmark
+from metalora.tasks.progress import Board, Progress
+from metalora.tasks.setting import Setting, set_threads
+
+
+def run(cfg: DictConfig) -> None:
+    """The task behind the command line."""
+    setting = Setting.of(cfg)
+    set_threads(setting)
+    folders = [Path(setting["images"])] + ([Path(setting["base_images"])] if setting["base_images"] else [])
+    with Board() as board:
+        progress = board.reporter("evaluate")
+        ensure_benchmark(setting, progress=progress)
+        scores = evaluate(setting, images=folders, label=folders[0].name, progress=progress)
+        board.say(f"scores: {scores}")
+
+
+def scorers_of(setting: Setting) -> Scorers:
+    """The configured scorers; each model is built only when something is not in the cache."""
+    return Scorers(
+        detector=lambda: setting.detector,
+        embedder=lambda: setting.embedder,
+        clip=lambda: setting.clip,
+        fingerprint=scorer_fingerprint(setting["scorer"]),
+    )
+
+
+def evaluate(
+    setting: Setting, *, images: Sequence[Path], label: str, benchmark: Benchmark | None = None, progress: Progress
+) -> Path:
+    """Score folders of images (the base's among them for CLIP-I); returns scores.parquet."""
+    chosen = setting["benchmark"]
+    config = {
+        "task": "evaluate",
+        "benchmark": {key: chosen[key] for key in ("name", "face_part", "clip_part")},
+        "scorer": scorer_fingerprint(setting["scorer"]),
+    }
+    parents = {folder.name: stored_hash(folder) for folder in images}
+    artifact = Artifact(setting.folder("evaluate", label, Artifact(Path(), config, parents).hash), config, parents)
+    scores = artifact.folder / "scores.parquet"
+    if artifact.complete and scores.is_file():
+        return scores
+    benchmark = benchmark or load_benchmark(Path(chosen["root"]))
+    prompts = load_prompts(Path(chosen["prompts"]))
+    frame = score_images(
+        images,
+        benchmark.subjects,
+        prompts=prompt_ids(prompts, face_part=chosen["face_part"], clip_part=chosen["clip_part"]),
+        scorers=scorers_of(setting),
+        cache=setting.cache_root / "scores",
+        face_part=chosen["face_part"],
+        clip_part=chosen["clip_part"],
+        progress=progress,
+    )
+    with atomic_path(scores) as temporary:
+        frame.to_parquet(temporary)
+    artifact.finish(rows=len(frame))
+    return scores
+
+
+def prompt_ids(prompts: PromptSets, *, face_part: str, clip_part: str) -> dict[str, frozenset[str]]:
+    """Which prompts each part of the benchmark is drawn with; one part may serve for both."""
+    found: dict[str, frozenset[str]] = {}
+    for part, kind in ((face_part, "frontal"), (clip_part, "clip")):
+        found[part] = found.get(part, frozenset()) | prompts.ids(kind)
+    return found

@@ -1,0 +1,78 @@
+"""`metalora generate`: images from an exported LoRA file, or from the untouched base."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from metalora.adapters.artifacts import file_sha256, load_lora
+from metalora.core.errors import UserError
+from metalora.inference.generate import GenerationJob
+from metalora.inference.generate import generate as make_images
+from metalora.tasks.artifact import Artifact
+from metalora.tasks.progress import Board, Progress
+from metalora.tasks.setting import Setting, set_threads
+
+
+def run(cfg: DictConfig) -> None:
+    """The task behind the command line."""
+    setting = Setting.of(cfg)
+    set_threads(setting)
+    lora = Path(setting["lora"]) if setting["lora"] else None
+    prompts = setting["prompts"] if isinstance(setting["prompts"], list) else [setting["prompts"]]
+    seeds = setting["seeds"] if isinstance(setting["seeds"], list) else [setting["seeds"]]
+    if not prompts or not seeds:
+        raise UserError("nothing to generate", expected="at least one prompt and one seed", key="prompts, seeds")
+    metadata = load_lora(lora).metadata if lora else {}
+    jobs = [
+        GenerationJob(
+            identity=metadata.get("identity", lora.stem) if lora else "base",
+            class_noun=metadata.get("class_noun", setting["class_noun"]),
+            method=metadata.get("method", "lora") if lora else "base",
+            rank=int(metadata.get("rank", 1)) if lora else 0,
+            iterations=int(metadata.get("iterations", 0)),
+            lora=lora,
+            prompt_id=f"prompt-{number:02d}",
+            prompt=prompt,
+            seed=int(seed),
+        )
+        for number, prompt in enumerate(prompts)
+        for seed in seeds
+    ]
+    with Board() as board:
+        folder = generate(setting, jobs=jobs, label=lora.stem if lora else "base", progress=board.reporter("generate"))
+        board.say(f"images: {folder}")
+
+
+def artifact_of(setting: Setting, *, jobs: Sequence[GenerationJob], label: str) -> Artifact:
+    """Where a set of images goes and what it depends on."""
+    files = sorted({str(job.lora) for job in jobs if job.lora})
+    config = {
+        "task": "generate",
+        "backbone": setting.backbone_key,
+        "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
+        "jobs": [(job.identity, job.method, job.rank, job.iterations, job.prompt, job.seed) for job in jobs],
+    }
+    parents = {"/".join(Path(file).parts[-3:]): file_sha256(Path(file)) for file in files}
+    return Artifact(setting.folder("generate", label, Artifact(Path(), config, parents).hash), config, parents)
+
+
+def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, progress: Progress) -> Path:
+    """Make the images that are not there yet; returns their folder (images/ and manifest.jsonl)."""
+    artifact = artifact_of(setting, jobs=jobs, label=label)
+    if artifact.complete:
+        return artifact.folder
+    sampling = setting["sampling"]
+    height, width = sampling["size"]
+    make_images(
+        setting.backbone,
+        jobs,
+        steps=sampling["steps"],
+        guidance=sampling["guidance"],
+        size=(height, width),
+        batch_size=sampling["batch_size"],
+        out=artifact.folder,
+        progress=progress,
+    )
+    artifact.finish(images=len(jobs))
+    return artifact.folder

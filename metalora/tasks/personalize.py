@@ -1,0 +1,136 @@
+"""`metalora personalize`: Stage 2. One photo per person in, a small standard LoRA per person out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from metalora.adapters.artifacts import check_prior, file_sha256, load_prior
+from metalora.core.errors import UserError
+from metalora.people.cache import LatentCache, prepare_people
+from metalora.people.folder import PersonFolder, describe, scan_people
+from metalora.people.photos import load_photo, pixel_sha256
+from metalora.tasks.artifact import Artifact
+from metalora.tasks.loggers import training_logger
+from metalora.tasks.progress import Board, Progress
+from metalora.tasks.setting import Setting, set_threads
+from metalora.training.cohorts import lora_path
+from metalora.training.personalization import run_personalization
+
+
+def run(cfg: DictConfig) -> None:
+    """The task behind the command line."""
+    setting = Setting.of(cfg)
+    set_threads(setting)
+    scan = scan_people(Path(setting["image"]))
+    with Board() as board:
+        if scan.skipped:
+            board.say(f"skipped: {describe(scan.skipped)}")
+        folder = personalize(
+            setting,
+            people=scan.people,
+            class_noun=setting["class_noun"],
+            label=Path(setting["image"]).stem,
+            prior=Path(setting["prior"]) if setting["prior"] else None,
+            face=setting["face"],
+            progress=board.reporter("personalize"),
+        )
+        for person in scan.people:
+            board.say(f"LoRA: {lora_path(folder, person.identity, setting.iterations[-1])}")
+
+
+def personalize(
+    setting: Setting,
+    *,
+    people: Sequence[PersonFolder],
+    class_noun: str,
+    label: str,
+    prior: Path | None,
+    face: str = "only",
+    progress: Progress,
+) -> Path:
+    """Train (or continue, or find finished) every person's LoRA at every checkpoint; returns the folder they are in."""
+    method = setting["method"]
+    if method["prior"] and prior is None:
+        raise UserError(
+            "Meta-LoRA needs a Stage-1 prior",
+            expected="prior=PATH of a prior.safetensors made by `metalora meta-train`, or method=lora_aug",
+            got="no prior",
+            key="prior",
+        )
+    prior = prior if method["prior"] else None
+    artifact = artifact_of(setting, people=people, class_noun=class_noun, label=label, prior=prior)
+    wanted = [lora_path(artifact.folder, person.identity, count) for person in people for count in setting.iterations]
+    if artifact.complete and all(path.is_file() for path in wanted):
+        return artifact.folder
+    loaded = load_prior(prior) if prior else None
+    if loaded is not None:
+        layers = list(setting.backbone.target_layers())
+        check_prior(
+            loaded,
+            backbone_fingerprint=setting.backbone.fingerprint,
+            meta_rank=setting["meta_rank"],
+            layers=layers,
+        )
+    cache = LatentCache(setting.cache_root, setting.backbone)
+    trained = prepare_people(
+        people,
+        mode="crops" if method["crops"] else "whole",
+        class_noun=class_noun,
+        cache=cache,
+        shapes=setting.shapes,
+        detector=setting.detector,
+        face=face,
+        key="image",
+        progress=lambda done, total: progress("encode", done, total),
+    )
+    run_personalization(
+        setting.backbone,
+        trained,
+        texts=cache.texts({person.caption for person in trained}),
+        method=method["name"],
+        rank=setting["rank"],
+        meta_rank=setting["meta_rank"] if method["prior"] else None,
+        prior=loaded,
+        iterations=setting.iterations,
+        learning_rate=setting["learning_rate"],
+        gradient_clip=setting["gradient_clip"],
+        batch_size=setting["batch_size"],
+        cohort_size=setting["cohort_size"],
+        seed=setting["seed"],
+        metadata={"class_noun": class_noun},
+        device=setting["trainer.device"],
+        out=artifact.folder,
+        checkpoint_seconds=setting["trainer.checkpoint_seconds"],
+        logger=training_logger(setting, name=f"personalize-{label}", folder=artifact.folder),
+        progress=progress,
+    )
+    artifact.finish(
+        iterations=list(setting.iterations),
+        references={person.identity: [photo.name for photo in person.photos] for person in people},
+        training_images={person.identity: len(person.images) for person in trained},
+    )
+    return artifact.folder
+
+
+def artifact_of(
+    setting: Setting, *, people: Sequence[PersonFolder], class_noun: str, label: str, prior: Path | None
+) -> Artifact:
+    """Where a trajectory goes and what it depends on; `iterations` is not part of it, a longer run continues."""
+    config = {
+        "task": "personalize",
+        "backbone": setting.backbone_key,
+        "method": setting["method"],
+        "class_noun": class_noun,
+        "people": {person.identity: [pixel_sha256(load_photo(photo)) for photo in person.photos] for person in people},
+        "resolutions": setting["resolutions"],
+        "meta_rank": setting["meta_rank"] if prior else None,
+        "rank": setting["rank"],
+        "learning_rate": setting["learning_rate"],
+        "gradient_clip": setting["gradient_clip"],
+        "batch_size": setting["batch_size"],
+        "seed": setting["seed"],
+    }
+    parents = {"prior": file_sha256(prior)} if prior else {}
+    label = f"{setting['method']['name']}-r{setting['rank']}-{label}"
+    return Artifact(setting.folder("personalize", label, Artifact(Path(), config, parents).hash), config, parents)

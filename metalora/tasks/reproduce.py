@@ -1,0 +1,185 @@
+"""`metalora reproduce`: the paper's comparison end to end. Prepare, meta-train, personalize, generate, evaluate, report.
+
+The work is cut into jobs: one prior per class, one job per (method, class) at this rank. As a Hydra multirun over ranks,
+every job finds what the others share already made.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from metalora.core.contracts import METHODS
+from metalora.core.errors import UserError
+from metalora.inference.generate import GenerationJob
+from metalora.people.benchmark import Prompt, Subject, load_benchmark, load_prompts
+from metalora.people.folder import PersonFolder
+from metalora.tasks.evaluate import evaluate
+from metalora.tasks.generate import generate
+from metalora.tasks.meta_train import artifact_of as prior_artifact
+from metalora.tasks.meta_train import meta_train
+from metalora.tasks.personalize import personalize
+from metalora.tasks.prepare import ensure_benchmark, ensure_stage1
+from metalora.tasks.progress import Board, Progress
+from metalora.tasks.report import report
+from metalora.tasks.setting import Setting
+from metalora.tasks.workers import Job, run_jobs, worker_plan
+from metalora.training.cohorts import lora_path
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much of the benchmark a run draws; None is all."""
+
+    single_photo_people: int | None
+    """Per class."""
+    clip_prompts: int | None
+    """Scene and style prompts per person."""
+    seeds: tuple[int, ...]
+
+
+PROTOCOLS = {"quick": Protocol(8, 10, (0,)), "full": Protocol(None, None, (0, 1, 2, 3, 4))}
+
+
+def run(cfg: DictConfig) -> None:
+    """The task behind the command line."""
+    setting = Setting.of(cfg)
+    _check(setting)
+    workers, threads = worker_plan(
+        workers=setting["trainer.workers"], threads=setting["trainer.threads"], device=setting["trainer.device"]
+    )
+    with Board() as board:
+        ensure_benchmark(setting, progress=board.reporter("prepare"))
+        if "meta_lora" in setting["methods"]:
+            for class_noun in setting["classes"]:
+                ensure_stage1(setting, class_noun=class_noun, progress=board.reporter("prepare"))
+        board.finish("prepare")
+        scored: list[Path] = []
+
+        def finished(name: str, result: Any) -> None:
+            board.say(f"done: {name}")
+            if name.startswith("score"):
+                scored.append(result)
+                report(setting, scores=scored)
+
+        run_jobs(jobs_of(setting), workers=workers, threads=threads, board=board, finished=finished)
+        outcome = report(setting, scores=scored)
+    print(outcome.table)
+    print(outcome.headline)
+    print(f"report: {outcome.page}")
+
+
+def jobs_of(setting: Setting) -> list[Job]:
+    """The jobs of one rank. Priors come first: most waits for them."""
+    values, rank = setting.values, setting["rank"]
+    jobs = [Job(f"score base {noun}", score_base, (values, noun), priority=1) for noun in setting["classes"]]
+    for noun in setting["classes"]:
+        if "meta_lora" in setting["methods"]:
+            jobs.append(Job(f"meta-train {noun}", _meta_train, (values, noun), priority=3))
+        for method in setting["methods"]:
+            needs = (f"meta-train {noun}",) if method == "meta_lora" else ()
+            name = f"score {method} rank {rank} {noun}"
+            jobs.append(Job(name, score_method, (values, method, noun), needs=needs, priority=2))
+    return jobs
+
+
+def _meta_train(values: Mapping[str, Any], class_noun: str, *, progress: Progress) -> Path:
+    return meta_train(Setting(values), class_noun=class_noun, progress=progress)
+
+
+def score_base(values: Mapping[str, Any], class_noun: str, *, progress: Progress) -> Path:
+    """Images of the untouched base and their scores: where every method starts, and what CLIP-I compares with."""
+    setting = Setting(values)
+    folder = generate(setting, jobs=_base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
+    return evaluate(setting, images=[folder], label=f"base-{class_noun}", progress=progress)
+
+
+def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, progress: Progress) -> Path:
+    """One method at one rank on one class: personalize, generate at every checkpoint, score."""
+    setting = _with_method(Setting(values), method)
+    subjects = subjects_of(setting, class_noun)
+    people = [PersonFolder(subject.identity, subject.class_noun, (subject.reference,)) for subject in subjects]
+    prior = prior_artifact(setting, class_noun).folder / "prior.safetensors" if method == "meta_lora" else None
+    label = f"{setting['benchmark.name']}-{class_noun}"
+    loras = personalize(
+        setting, people=people, class_noun=class_noun, label=label, prior=prior, face="largest", progress=progress
+    )
+    jobs = [
+        GenerationJob(
+            identity=subject.identity,
+            class_noun=class_noun,
+            method=method,
+            rank=setting["rank"],
+            iterations=iterations,
+            lora=lora_path(loras, subject.identity, iterations),
+            prompt_id=prompt.id,
+            prompt=prompt.text,
+            seed=seed,
+        )
+        for iterations in setting.iterations
+        for subject in subjects
+        for prompt in prompts_of(setting, subject)
+        for seed in protocol_of(setting).seeds
+    ]
+    label = f"{method}-r{setting['rank']}-{class_noun}"
+    images = generate(setting, jobs=jobs, label=label, progress=progress)
+    base = generate(setting, jobs=_base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
+    return evaluate(setting, images=[images, base], label=label, progress=progress)
+
+
+def protocol_of(setting: Setting) -> Protocol:
+    """The protocol that `protocol=` names."""
+    return PROTOCOLS[setting["protocol"]]
+
+
+def subjects_of(setting: Setting, class_noun: str) -> list[Subject]:
+    """The benchmark's people of one class under the protocol: all with several photos, some with one."""
+    chosen = setting["benchmark"]
+    limit = protocol_of(setting).single_photo_people
+    people = [s for s in load_benchmark(Path(chosen["root"])).subjects if s.class_noun == class_noun]
+    faces = [s for s in people if s.part == chosen["face_part"]]
+    if chosen["clip_part"] == chosen["face_part"]:
+        return faces
+    return faces + [s for s in people if s.part == chosen["clip_part"]][:limit]
+
+
+def prompts_of(setting: Setting, subject: Subject) -> list[Prompt]:
+    """The prompts a subject is drawn with: frontal ones for face scores, scenes and styles for CLIP scores."""
+    chosen = setting["benchmark"]
+    prompts = load_prompts(Path(chosen["prompts"]))
+    found: list[Prompt] = []
+    if subject.part == chosen["face_part"]:
+        found += prompts.of("frontal", subject.class_noun)
+    if subject.part == chosen["clip_part"]:
+        found += prompts.of("clip", subject.class_noun)[: protocol_of(setting).clip_prompts]
+    return found
+
+
+def _base_jobs(setting: Setting, class_noun: str) -> list[GenerationJob]:
+    prompts = {p.id: p for subject in subjects_of(setting, class_noun) for p in prompts_of(setting, subject)}
+    return [
+        GenerationJob("base", class_noun, "base", 0, 0, None, prompt.id, prompt.text, seed)
+        for prompt in prompts.values()
+        for seed in protocol_of(setting).seeds
+    ]
+
+
+def _with_method(setting: Setting, name: str) -> Setting:
+    return setting.changed(method={"name": name, "crops": name != "lora", "prior": name == "meta_lora"})
+
+
+def _check(setting: Setting) -> None:
+    unknown: Sequence[str] = [name for name in setting["methods"] if name not in METHODS]
+    if unknown:
+        raise UserError("unknown method", expected=", ".join(METHODS), got=", ".join(unknown), key="methods")
+    if setting["protocol"] not in PROTOCOLS:
+        raise UserError("unknown protocol", expected=", ".join(PROTOCOLS), got=setting["protocol"], key="protocol")
+    if setting["rank"] > setting["meta_rank"]:
+        raise UserError(
+            "the rank is larger than Meta-Down's",
+            expected=f"rank of at most meta_rank = {setting['meta_rank']}",
+            got=str(setting["rank"]),
+            key="rank",
+        )

@@ -1,0 +1,86 @@
+"""The command line as a person meets it: help, unknown words, bad keys; one line and exit status 2."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from metalora.cli import one_line
+from metalora.configuration import general_help, read_keys, summary, task_help, task_names
+
+
+def metalora(*words: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "metalora", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+
+
+def test_help_answers_at_once_and_without_torch() -> None:
+    started = time.monotonic()
+    found = metalora("--help")
+    assert found.returncode == 0
+    assert all(name in found.stdout for name in task_names())
+    assert time.monotonic() - started < 5  # a heavy import would take longer even on a busy machine
+    code = "import sys, metalora.cli; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'wandb', 'lightning')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_task_has_help_that_explains_every_key() -> None:
+    for name in task_names():
+        text = task_help(name)
+        assert summary(name) in text
+        for entry in read_keys(_task_file(name)):
+            assert entry.key in text
+    explained = [entry for name in task_names() for entry in read_keys(_task_file(name)) if not entry.text]
+    assert [entry.key for entry in explained if not entry.default.startswith(("[", "{"))] in ([], ["class_noun"])
+
+
+def _task_file(name: str):
+    from metalora.configuration import conf_dir
+
+    return conf_dir() / "task" / f"{name}.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("paint",), "unknown task"),
+        (("reproduce", "colour=red"), "colour"),
+        (("reproduce", "experiment=mini/nothing"), "mini/nothing"),
+        (("reproduce", "method=dreambooth"), "dreambooth"),
+        (("personalize", "class_noun=woman"), "image"),
+        (("reproduce", "rank=64"), "rank"),
+        (("reproduce", "methods=[lora,dreambooth]"), "dreambooth"),
+    ],
+)
+def test_bad_words_end_in_one_line_and_status_2(words: tuple[str, ...], told: str) -> None:
+    found = metalora(*words)
+    assert found.returncode == 2, found.stderr
+    assert told in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1, found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_no_task_prints_help_and_fails() -> None:
+    found = metalora()
+    assert found.returncode == 2
+    assert general_help() in found.stdout
+
+
+def test_cfg_job_prints_the_configuration() -> None:
+    found = metalora("meta-train", "--cfg", "job")
+    assert found.returncode == 0, found.stderr
+    assert "q_warmup: 100" in found.stdout
+
+
+def test_one_line_keeps_what_counts() -> None:
+    text = "Could not override 'foo'.\nTo append to your config use +foo=1\nKey 'foo' is not in struct\n    full_key: foo\n"
+    assert one_line(text) == "Could not override 'foo'.; Key 'foo' is not in struct"

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from metalora.cli import one_line
-from metalora.configuration import general_help, read_keys, summary, task_help, task_names
+from metalora.configuration import conf_dir, general_help, read_keys, summary, task_help, task_names
 
 
 def metalora(*words: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -43,9 +44,7 @@ def test_every_task_has_help_that_explains_every_key() -> None:
     assert [entry.key for entry in explained if not entry.default.startswith(("[", "{"))] in ([], ["class_noun"])
 
 
-def _task_file(name: str):
-    from metalora.configuration import conf_dir
-
+def _task_file(name: str) -> Path:
     return conf_dir() / "task" / f"{name}.yaml"
 
 
@@ -82,5 +81,7 @@ def test_cfg_job_prints_the_configuration() -> None:
 
 
 def test_one_line_keeps_what_counts() -> None:
-    text = "Could not override 'foo'.\nTo append to your config use +foo=1\nKey 'foo' is not in struct\n    full_key: foo\n"
+    text = (
+        "Could not override 'foo'.\nTo append to your config use +foo=1\nKey 'foo' is not in struct\n full_key: foo\n"
+    )
     assert one_line(text) == "Could not override 'foo'.; Key 'foo' is not in struct"

@@ -64,7 +64,7 @@ class Artifact:
         return bool(self.read())
 
     def finish(self, **facts: Any) -> None:
-        """Write the manifest; `facts` (counts, what was skipped) go into it. Wall seconds add up over continued runs."""
+        """Write the manifest; `facts` go into it. Wall seconds add up over continued runs."""
         earlier = 0.0
         if self.manifest.is_file():
             earlier = float(json.loads(self.manifest.read_text()).get("seconds", 0.0))

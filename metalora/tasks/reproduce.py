@@ -1,7 +1,7 @@
-"""`metalora reproduce`: the paper's comparison end to end. Prepare, meta-train, personalize, generate, evaluate, report.
+"""`metalora reproduce`: the paper's comparison end to end, from the people to the report.
 
-The work is cut into jobs: one prior per class, one job per (method, class) at this rank. As a Hydra multirun over ranks,
-every job finds what the others share already made.
+The work is cut into jobs: one prior per class, one job per (method, class) at this rank. As a Hydra multirun over
+ranks, every job finds what the others share already made.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Runs the jobs of `reproduce` in worker processes, one thread each: at small sizes that beats one process with all threads.
+"""Runs the jobs of `reproduce` in worker processes, one thread each: at small sizes that beats one with all threads.
 
-Workers report progress through a queue; the parent draws the bars. A job is a module-level function and plain arguments,
-so nothing but plain values crosses the border.
+Workers report progress through a queue; the parent draws the bars. A job is a module-level function and plain
+arguments, so nothing but plain values crosses the border.
 """
 
 import contextlib

@@ -1,0 +1,61 @@
+"""Jobs run in the order their needs ask for, in this process or in several; a failure stops what is new, loses nothing."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metalora.core.errors import UserError
+from metalora.tasks.progress import Board, Progress
+from metalora.tasks.workers import Job, run_jobs, worker_plan
+
+
+def _note(folder: str, name: str, *, progress: Progress) -> int:
+    progress("work", 1, 1)
+    Path(folder, name).write_text(str(time.monotonic_ns()))
+    return os.getpid()
+
+
+def _fail(folder: str, name: str, *, progress: Progress) -> None:
+    raise UserError("this job is broken", key=name)
+
+
+def _jobs(folder: Path, broken: str = "") -> list[Job]:
+    def job(name: str, *needs: str, priority: int = 0) -> Job:
+        function: Callable[..., Any] = _fail if name == broken else _note
+        return Job(name, function, (str(folder), name), needs=needs, priority=priority)
+
+    return [job("score", "train"), job("train", "prepare"), job("prepare"), job("base", priority=5)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_needs_come_first(tmp_path: Path, workers: int) -> None:
+    ended: dict[str, int] = {}
+    with Board(stream=object()) as board:
+        run_jobs(_jobs(tmp_path), workers=workers, threads=1, board=board, finished=ended.__setitem__)
+    assert set(ended) == {"prepare", "train", "score", "base"}
+    times = {name: int((tmp_path / name).read_text()) for name in ended}
+    assert times["prepare"] < times["train"] < times["score"]
+    assert (os.getpid() in ended.values()) == (workers == 1)
+    if workers == 1:
+        assert times["base"] == min(times.values())  # the highest priority that was ready
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failure_reaches_the_caller_and_dependents_do_not_run(tmp_path: Path, workers: int) -> None:
+    ended: dict[str, Any] = {}
+    with pytest.raises(UserError, match="this job is broken"), Board(stream=object()) as board:
+        run_jobs(_jobs(tmp_path, "train"), workers=workers, threads=1, board=board, finished=ended.__setitem__)
+    assert "prepare" in ended
+    assert not (tmp_path / "score").exists()
+
+
+def test_worker_plan() -> None:
+    assert worker_plan(workers="auto", threads="auto", device="cuda")[0] == 1
+    cores = len(os.sched_getaffinity(0))
+    assert worker_plan(workers="auto", threads="auto", device="cpu") == (cores, 1)
+    assert worker_plan(workers=1, threads="auto", device="cpu") == (1, cores)
+    assert worker_plan(workers=2, threads=3, device="cpu") == (2, 3)

@@ -1,0 +1,208 @@
+"""The benchmark: Meta-PHD's folder layout (section 4.1) and its prompts (App. M), real people or the mini world's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from metalora.core.errors import UserError
+from metalora.people.folder import (
+    IDENTITIES_FILE,
+    SkippedFile,
+    check_unique,
+    list_folder,
+    person_photos,
+    read_class_nouns,
+)
+
+Part = Literal["unsplash", "ffhq"]
+Kind = Literal["frontal", "recontextualized", "stylized"]
+KINDS: tuple[Kind, ...] = ("frontal", "recontextualized", "stylized")
+CLIP = "clip"
+"""Both kinds that prompt following is measured on: recontextualized and stylized."""
+CLASS_NOUNS = ("man", "woman")
+_PRONOUNS = {"man": "his", "woman": "her"}
+_META_PHD = {"unsplash people": 16, "unsplash photos": 98, "ffhq man": 30, "ffhq woman": 30}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One person of the benchmark.
+
+    `reference` is the only photo a model may see: the first by name. `test_photos` are the others (R-FaceSim compares
+    with them); people of the ffhq part have none.
+    """
+
+    identity: str
+    class_noun: str
+    reference: Path
+    test_photos: tuple[Path, ...]
+    part: Part
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The people of a benchmark, what was passed over, and in what its counts differ from Meta-PHD's."""
+
+    subjects: tuple[Subject, ...]
+    skipped: tuple[SkippedFile, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt for one class. `reconstructed`: the wording is inferred, not the authors' own."""
+
+    id: str
+    kind: Kind
+    text: str
+    reconstructed: bool
+
+
+def load_benchmark(root: Path, *, key: str = "benchmark.root") -> Benchmark:
+    """Read ROOT/unsplash/IDENTITY/*, ROOT/ffhq/man/* and ROOT/ffhq/woman/*; one of the two parts may be missing.
+
+    The class nouns of the unsplash people stand in identities.json ({"IDENTITY": "woman", ...}), in ROOT or in
+    ROOT/unsplash. Identities of the ffhq part are named after their file: ffhq-woman-00042.
+
+    Raises:
+        UserError: no such folder, neither part, a person without photos or with only one where several are needed, a
+            person without a class noun.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no benchmark {root}", expected="a folder with unsplash and ffhq in it", key=key)
+    unsplash, skipped = _unsplash(root, key=key)
+    ffhq, skipped_ffhq = _ffhq(root / "ffhq", key=key)
+    subjects = unsplash + ffhq
+    if not subjects:
+        raise UserError(
+            f"there is nobody in the benchmark {root}",
+            expected="unsplash/IDENTITY/*.jpg and ffhq/{man,woman}/*.png below it",
+            got=", ".join(sorted(path.name for path in root.iterdir())) or "an empty folder",
+            key=key,
+        )
+    check_unique([subject.identity for subject in subjects], where=root, key=key)
+    return Benchmark(subjects, skipped + skipped_ffhq, _differences(subjects))
+
+
+def _unsplash(root: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:
+    part = root / "unsplash"
+    if not part.is_dir():
+        return (), ()
+    nouns = read_class_nouns(root, key=key) | read_class_nouns(part, key=key)
+    photos, folders, skipped = list_folder(part, key=key)
+    skipped += tuple(SkippedFile(path, "a photo outside a person's folder") for path in photos)
+    subjects: list[Subject] = []
+    for folder in folders:
+        own, skipped_inside = person_photos(folder, key=key)
+        skipped += skipped_inside
+        if len(own) < 2:
+            raise UserError(
+                f"the benchmark's person {folder.name} has one photo",
+                expected="a reference and at least one test photo",
+                got=", ".join(path.name for path in own),
+                key=key,
+            )
+        if nouns.get(folder.name) not in CLASS_NOUNS:
+            raise UserError(
+                f"the benchmark's person {folder.name} has no class noun",
+                expected=f'"{folder.name}": "man" or "woman" in {part / IDENTITIES_FILE}',
+                got=nouns.get(folder.name, "no entry"),
+                key=key,
+            )
+        subjects.append(Subject(folder.name, nouns[folder.name], own[0], own[1:], "unsplash"))
+    return tuple(subjects), skipped
+
+
+def _ffhq(part: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:
+    if not part.is_dir():
+        return (), ()
+    photos, folders, skipped = list_folder(part, key=key)
+    skipped += tuple(SkippedFile(path, "a photo outside man and woman") for path in photos)
+    skipped += tuple(SkippedFile(path, "neither man nor woman") for path in folders if path.name not in CLASS_NOUNS)
+    subjects: list[Subject] = []
+    for class_noun in CLASS_NOUNS:
+        if not (part / class_noun).is_dir():
+            continue
+        own, skipped_inside = person_photos(part / class_noun, key=key)
+        skipped += skipped_inside
+        subjects += [Subject(f"ffhq-{class_noun}-{path.stem}", class_noun, path, (), "ffhq") for path in own]
+    return tuple(subjects), skipped
+
+
+def _differences(subjects: tuple[Subject, ...]) -> tuple[str, ...]:
+    unsplash = [subject for subject in subjects if subject.part == "unsplash"]
+    found = {
+        "unsplash people": len(unsplash),
+        "unsplash photos": sum(1 + len(subject.test_photos) for subject in unsplash),
+        **{f"ffhq {n}": sum(s.part == "ffhq" and s.class_noun == n for s in subjects) for n in CLASS_NOUNS},
+    }
+    return tuple(
+        f"{name}: {found[name]}, Meta-PHD has {count}" for name, count in _META_PHD.items() if found[name] != count
+    )
+
+
+class PromptSets:
+    """The prompts of a benchmark by kind, in the order of their file."""
+
+    def __init__(self, entries: tuple[tuple[Prompt, str | None], ...]) -> None:
+        self._entries = entries
+
+    def of(self, kind: str, class_noun: str) -> tuple[Prompt, ...]:
+        """The prompts of a kind (one of `KINDS`, or "clip") for a class, with its words filled in."""
+        words = {"noun": class_noun, "pronoun": _PRONOUNS.get(class_noun, "their")}
+        return tuple(
+            Prompt(prompt.id, prompt.kind, prompt.text.format(**words), prompt.reconstructed)
+            for prompt, only_class in self._entries
+            if prompt.kind in _kinds(kind) and only_class in (None, class_noun)
+        )
+
+    def ids(self, kind: str) -> frozenset[str]:
+        """The ids of a kind (one of `KINDS`, or "clip") over all classes."""
+        return frozenset(prompt.id for prompt, _ in self._entries if prompt.kind in _kinds(kind))
+
+
+def _kinds(kind: str) -> tuple[str, ...]:
+    assert kind in (*KINDS, CLIP), kind
+    return ("recontextualized", "stylized") if kind == CLIP else (kind,)
+
+
+def load_prompts(path: Path, *, key: str = "benchmark.prompts") -> PromptSets:
+    """Read a prompt file: `prompts` is a list of {id, kind, text[, class_noun][, reconstructed]}.
+
+    In `text`, {noun} stands for the class noun and {pronoun} for his or her; a prompt with a class_noun is only for it.
+
+    Raises:
+        UserError: the file is missing, is not of that form, or uses an id twice.
+    """
+    import yaml
+
+    expected = "prompts: a list of {id, kind, text}"
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        items = content["prompts"]
+        entries = tuple((_prompt(item), item.get("class_noun")) for item in items)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the prompts {path}", expected=expected, got=error.strerror or "", key=key
+        ) from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"cannot use the prompts {path}", expected=expected, got=reason, key=key) from None
+    ids = [prompt.id for prompt, _ in entries]
+    twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
+    if twice or not ids:
+        got = f"{', '.join(twice)} twice" if twice else "an empty list"
+        raise UserError(f"cannot use the prompts {path}", expected="one id per prompt", got=got, key=key)
+    return PromptSets(entries)
+
+
+def _prompt(item: Mapping[str, Any]) -> Prompt:
+    unknown = set(item) - {"id", "kind", "text", "class_noun", "reconstructed"}
+    if unknown:
+        raise ValueError(f"unknown entry {sorted(unknown)[0]}")
+    if item["kind"] not in KINDS:
+        raise ValueError(f"kind {item['kind']}, not one of {', '.join(KINDS)}")
+    item["text"].format(noun="", pronoun="")  # raises on any other placeholder
+    return Prompt(str(item["id"]), item["kind"], item["text"], bool(item.get("reconstructed", False)))

@@ -1,0 +1,60 @@
+"""Lets the schedule act on the bank: who sits in which slot, and whether Meta-Down trains (Algorithm 1)."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from metalora.adapters.bank import AdapterBank
+from metalora.adapters.optimizer import BankAdamW
+from metalora.core.contracts import Batch
+from metalora.core.schedule import SLOTS, BucketPlan
+from metalora.training.monitor import due
+
+
+def bank_identities(plan: BucketPlan, *, slots: str) -> list[str]:
+    """The names of the bank's rows at the start: everybody when rows persist, else one name per slot."""
+    if slots == "persist":
+        return sorted(plan.images)
+    return [f"slot {slot}" for slot in range(plan.slots)]
+
+
+class BucketSchedule(Callback):
+    """Seats the identities of a bucket when its visit begins, and opens Meta-Down when the warm-up is over.
+
+    reset: the rows start afresh from (seed, identity, visit) and the optimizer forgets theirs. reuse: row k keeps its
+    numbers and moments for its next occupant. persist: every identity has a row of its own, nothing moves.
+    What a visit did at its start is in the bank's saved state, so a run resumed inside a visit only takes its seats.
+
+    Args:
+        plan: the schedule.
+        bank: made with `bank_identities(plan, slots=slots)`.
+        slots: reset, reuse or persist.
+    """
+
+    def __init__(self, plan: BucketPlan, bank: AdapterBank, *, slots: str) -> None:
+        assert slots in SLOTS
+        self.plan, self.bank, self.slots = plan, bank, slots
+        self._seated = -1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Bring the bank to where the schedule stands at this iteration."""
+        visit = self.plan.visit(batch.iteration)
+        if visit.index != self._seated:
+            self._seat(trainer, visit.index, self.plan.buckets[visit.bucket], begins=visit.position == 0)
+        if self.bank.train_meta_down == visit.warm_up:
+            self.bank.train_meta_down = not visit.warm_up
+        if due(trainer, batch):
+            values: dict[str, Any] = {"train/bucket": float(visit.bucket), "train/phase": float(not visit.warm_up)}
+            pl_module.log_dict(values, batch_size=len(batch.samples))
+
+    def _seat(self, trainer: Trainer, visit: int, bucket: tuple[str, ...], *, begins: bool) -> None:
+        self._seated = visit
+        if self.slots == "persist":
+            return
+        if self.slots == "reuse" or not begins:
+            self.bank.assign_rows(bucket)
+            return
+        self.bank.reset_rows(bucket, visit=visit)
+        optimizer = trainer.optimizers[0]
+        assert isinstance(optimizer, BankAdamW)
+        optimizer.reset_rows()

@@ -1,0 +1,174 @@
+"""The state of an unfinished run: one file, replaced as a whole, read without pickle.
+
+It carries the loader's integer, the bank, the optimizer with its per-row steps, and the configuration as plain values.
+The frozen base is never in it.
+"""
+
+import contextlib
+import errno
+import io
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from safetensors import SafetensorError
+
+from metalora.core.atomic import write_bytes
+from metalora.core.contracts import Batch
+from metalora.core.errors import UserError
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a disk that takes no more into one clear line; what `path` held before is still there.
+
+    Raises:
+        UserError: the disk is full, over quota, or not writable.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        by_text = any(f"(os error {number})" in str(error) for number in _DISK_ERRORS)  # safetensors writes in Rust
+        if code not in _DISK_ERRORS and not by_text:
+            raise
+        raise UserError(
+            f"cannot write {path}",
+            expected="free space in a writable folder; everything made so far is kept, run the command again",
+            got=str(error),
+            key="out",
+        ) from error
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes beside, fsyncs and renames; loads tensors and plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Replace `path` by the checkpoint, atomically. Raises UserError when the disk is full."""
+        buffer = io.BytesIO()  # torch.save into a full disk raises a RuntimeError that says nothing
+        torch.save(checkpoint, buffer)
+        with writing(Path(path)):
+            write_bytes(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        """Read a checkpoint; always weights-only."""
+        return _load(Path(path), map_location=map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint file."""
+        Path(path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a state file says about itself."""
+
+    iterations: int
+    """Iterations it has behind it."""
+    configuration: dict[str, Any]
+
+
+def read_state(path: Path) -> SavedState | None:
+    """What the state in `path` is of; None when there is none.
+
+    Raises:
+        UserError: the file is not a training state.
+    """
+    if not path.is_file():
+        return None
+    loaded = _load(path, mmap=True)
+    return SavedState(loaded["global_step"], loaded["hyper_parameters"]["configuration"])
+
+
+def _load(path: Path, **options: Any) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, **{"map_location": "cpu", "weights_only": True, **options})
+        assert {"global_step", "hyper_parameters", "state_dict"} <= set(loaded)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read",
+            expected="the state of an unfinished run",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            key="out",
+        ) from error
+    return loaded
+
+
+class Exporter(Callback):
+    """Calls `export(iterations)` when that many iterations are done; before the state is saved, so that a run cut in
+    between does those iterations again and ends with the same files.
+
+    Args:
+        milestones: iteration counts.
+        export: writes the files, atomically.
+    """
+
+    def __init__(self, milestones: Iterable[int], export: Callable[[int], None]) -> None:
+        self._milestones, self._export = frozenset(milestones), export
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Export if this iteration is a milestone."""
+        if batch.iteration + 1 in self._milestones:
+            self._export(batch.iteration + 1)
+
+
+class StateKeeper(Checkpoint):
+    """Saves the state every so often, at the end, and when the run is asked to stop.
+
+    A first Ctrl-C ends the run after the iteration at hand with its state saved; a second one aborts at once. As a
+    Checkpoint it runs after the other callbacks: what an iteration exports is on disk before the state says so.
+
+    Args:
+        path: the state file.
+        end: iteration count at which the run is complete.
+        seconds: save when this much time has passed since the last save.
+        every: save at multiples of this many iterations as well.
+    """
+
+    def __init__(self, path: Path, *, end: int, seconds: float, every: int | None = None) -> None:
+        self.path, self.end, self.seconds, self.every = path, end, seconds, every
+        self.interrupted = False
+        self._saved_at = time.monotonic()
+        self._previous: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for Ctrl-C."""
+        self._saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save if it is time."""
+        done = batch.iteration + 1
+        stop = self.interrupted or trainer.received_sigterm
+        late = time.monotonic() - self._saved_at >= self.seconds
+        if stop or late or done == self.end or (self.every and done % self.every == 0):
+            trainer.save_checkpoint(self.path)
+            self._saved_at = time.monotonic()
+        if stop:
+            trainer.should_stop = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave Ctrl-C to whoever had it before."""
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None

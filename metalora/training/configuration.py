@@ -1,0 +1,91 @@
+"""What a run's numbers depend on, as plain values: two runs with equal values make equal files."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from metalora.core.contracts import TrainingPerson
+from metalora.core.errors import UserError
+
+METADATA_KEY = "configuration"
+_SAMPLED = 256
+
+
+def people_hash(people: Iterable[TrainingPerson]) -> str:
+    """A hash of names, captions, shapes and latents (a sample of each image's numbers)."""
+    digest = hashlib.sha256()
+    for person in people:
+        digest.update(json.dumps([person.identity, person.caption]).encode())
+        for image in person.images:
+            digest.update(json.dumps(image.shape).encode())
+            digest.update(_sample(image.latents_2CHW))
+    return digest.hexdigest()[:16]
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors (a sample of each one's numbers)."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(_sample(tensors[name]))
+    return digest.hexdigest()[:16]
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLED)].float().cpu().numpy().tobytes()
+
+
+def to_metadata(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """The entry of a safetensors header that says how the file was made."""
+    return {METADATA_KEY: json.dumps(configuration, sort_keys=True)}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The header of a safetensors file.
+
+    Raises:
+        UserError: not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read", expected="a whole safetensors file", got=str(error), key="out"
+        ) from error
+
+
+def check_file(path: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse a file that another configuration made.
+
+    Raises:
+        UserError: naming the keys that differ.
+    """
+    check_same(wanted, json.loads(read_metadata(path).get(METADATA_KEY, "{}")), where=path)
+
+
+def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], *, where: Path) -> None:
+    """Refuse to mix two configurations in one folder.
+
+    Raises:
+        UserError: naming every key that differs.
+    """
+    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if differing:
+        raise UserError(
+            f"{where} was made under another configuration",
+            expected=", ".join(f"{key}={_short(found.get(key))}" for key in differing),
+            got=", ".join(f"{key}={_short(wanted.get(key))}" for key in differing),
+            key=f"{', '.join(differing)}, or another out",
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,226 @@
+"""Stage 1 (Algorithm 1): many people in, a Meta-Down out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from metalora.adapters.artifacts import save_prior
+from metalora.adapters.bank import AdapterBank
+from metalora.adapters.inject import eject, inject, layer_shapes
+from metalora.adapters.optimizer import BankAdamW
+from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
+from metalora.core.errors import UserError
+from metalora.core.schedule import SLOTS, BucketPlan
+from metalora.people.datamodule import IdentityDataModule
+from metalora.people.sampler import IdentityBucketSampler
+from metalora.training.bucket_schedule import BucketSchedule, bank_identities
+from metalora.training.checkpoints import Exporter, StateKeeper, read_state, writing
+from metalora.training.configuration import check_file, check_same, people_hash, read_metadata, to_metadata
+from metalora.training.monitor import Metrics, Progress, ProgressReport, due
+from metalora.training.step import Recipe, clip_gradients, diffusion_loss
+from metalora.training.trainer import fit
+
+PRIOR = "prior.safetensors"
+STATE = "last.ckpt"
+
+
+class MetaTraining(LightningModule):
+    """Stage 1 around a frozen denoiser: Mid and Up of the bucket's identities, and Meta-Down after the warm-up.
+
+    Its state dict is the bank's. `BucketSchedule` seats the identities and opens Meta-Down.
+
+    Args:
+        backbone: carries the bank already (`inject`).
+        configuration: plain values, kept in the checkpoint.
+    """
+
+    def __init__(
+        self, backbone: Backbone, bank: AdapterBank, *, recipe: Recipe, configuration: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters({"configuration": dict(configuration)})
+        self.backbone, self.bank, self.recipe = backbone, bank, recipe
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The sum over identities of each one's mean loss."""
+        loss = diffusion_loss(self.backbone, self.bank, batch, guidance=self.recipe.guidance)
+        self._log_due = due(self.trainer, batch)
+        return {"loss": loss.total, "mean": loss.mean}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Each identity by its own norm, Meta-Down by its own."""
+        if self._log_due or self.recipe.gradient_clip is not None:
+            norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+        if self._log_due:
+            self.log_dict(
+                {"train/grad_norm_meta_down": norms.meta_down, "train/grad_norm_rows": norms.rows}, batch_size=1
+            )
+
+    def configure_optimizers(self) -> BankAdamW:
+        """One optimizer with two groups, so that Lightning's global_step counts iterations."""
+        return BankAdamW(self.bank, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
+
+
+def run_meta_training(
+    backbone: Backbone,
+    people: Sequence[TrainingPerson],
+    *,
+    meta_rank: int,
+    q_bucket: int,
+    q_warmup: int,
+    q_total: int,
+    uses_per_example: float,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    out: Path,
+    rank: int = 1,
+    slots: str = "reset",
+    gradient_clip: float | None = None,
+    weight_decay: float = 0.01,
+    prior_every: int | None = None,
+    checkpoint_seconds: float = 60.0,
+    checkpoint_every: int | None = None,
+    texts: Mapping[str, TextEmbedding] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    logger: Logger | None = None,
+    log_every: int = 10,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Train a prior and write `out/prior.safetensors`; continue a cut or shorter run; return at once when it is there.
+
+    Args:
+        people: identities of one class with cached latents.
+        meta_rank: r1, the width of Meta-Down.
+        q_bucket, q_warmup, q_total: iterations; see `BucketPlan`.
+        uses_per_example: how often a bucket visit uses each image.
+        batch_size: samples per iteration.
+        rank: r2 of the identities' Mid and Up during Stage 1.
+        slots: reset, reuse or persist; see `BucketSchedule`.
+        prior_every: also write `prior-<iterations>.safetensors` at multiples of this.
+        checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
+        texts: caption to its embedding, a single row; by default the backbone embeds them.
+        metadata: kept in the prior's header, e.g. class_noun.
+        say: told one line about buckets, and about images that are not used.
+
+    Returns:
+        the prior's path.
+
+    Raises:
+        UserError: numbers that cannot work together, a folder of another or a longer run, a full disk.
+        KeyboardInterrupt: asked to stop; the state is saved.
+    """
+    if slots not in SLOTS:
+        raise UserError("no such way to treat slots", expected=", ".join(SLOTS), got=slots, key="stage1.slots")
+    images = {person.identity: len(person.images) for person in people}
+    plan = BucketPlan(
+        images,
+        q_bucket=q_bucket,
+        q_warmup=q_warmup,
+        q_total=q_total,
+        batch_size=batch_size,
+        uses_per_example=uses_per_example,
+        seed=seed,
+    )
+    recipe = Recipe(learning_rate=learning_rate, weight_decay=weight_decay, gradient_clip=gradient_clip)
+    configuration = {
+        "backbone": backbone.fingerprint,
+        "meta_rank": meta_rank,
+        "people": people_hash(people),
+        "seed": seed,
+        "stage1.rank": rank,
+        "stage1.slots": slots,
+        **{f"stage1.{key}": getattr(plan, key) for key in ("q_bucket", "q_warmup", "batch_size", "uses_per_example")},
+        **{f"stage1.{key}": value for key, value in asdict(recipe).items()},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):
+        missing = _missing_priors(out, configuration, q_total=q_total, prior_every=prior_every)
+        if not missing:
+            return out / PRIOR
+        state = read_state(out / STATE)
+        if state is not None:
+            check_same(configuration, state.configuration, where=out / STATE)
+        layers = layer_shapes(backbone.target_layers())
+        bank = AdapterBank(
+            layers, identities=bank_identities(plan, slots=slots), rank=rank, meta_rank=meta_rank, seed=seed
+        )
+        sampler = IdentityBucketSampler(plan, people, slots=slots)
+        if say is not None:
+            say(
+                plan.note() + (f"; {unused} images of rare shapes are not used" if (unused := sampler.unused()) else "")
+            )
+        header = {**(metadata or {}), **to_metadata(configuration), "people": str(len(people)), "rank": str(rank)}
+
+        def export(iterations: int) -> None:
+            for path in missing[iterations]:
+                with writing(path):
+                    save_prior(
+                        path,
+                        bank,
+                        backbone=backbone.name,
+                        backbone_fingerprint=backbone.fingerprint,
+                        metadata={**header, "iterations": str(iterations)},
+                    )
+
+        hooks: list[Callback] = [
+            BucketSchedule(plan, bank, slots=slots),
+            Metrics(
+                out / "metrics.csv",
+                columns=("train/grad_norm_meta_down", "train/grad_norm_rows", "train/bucket", "train/phase"),
+            ),
+            Exporter(missing, export),
+            *callbacks,
+        ]
+        if progress is not None:
+            hooks.append(ProgressReport(progress, label="Stage 1", total=q_total, plan=plan))
+        captions = sorted({person.caption for person in people})
+        texts = texts or {caption: backbone.encode_text([caption]) for caption in captions}
+        injection = inject(backbone.transformer, bank)
+        try:
+            fit(
+                MetaTraining(backbone, bank, recipe=recipe, configuration=configuration),
+                IdentityDataModule(people, sampler=sampler, texts=texts, seed=seed),
+                keeper=StateKeeper(out / STATE, end=q_total, seconds=checkpoint_seconds, every=checkpoint_every),
+                callbacks=hooks,
+                resume=state is not None and state.iterations < min(missing),
+                device=device,
+                logger=logger,
+                log_every=log_every,
+            )
+        finally:
+            eject(injection)
+    return out / PRIOR
+
+
+def _missing_priors(
+    out: Path, configuration: Mapping[str, Any], *, q_total: int, prior_every: int | None
+) -> dict[int, list[Path]]:
+    """What is still to be written, by iteration count; whatever is there must come from this very run."""
+    missing: dict[int, list[Path]] = {}
+    for iterations in range(prior_every, q_total + 1, prior_every) if prior_every else ():
+        path = out / f"prior-{iterations:06d}.safetensors"
+        if path.is_file():
+            check_file(path, configuration)
+        else:
+            missing[iterations] = [path]
+    final, reached = out / PRIOR, 0
+    if final.is_file():
+        check_file(final, configuration)
+        reached = int(read_metadata(final)["iterations"])
+    if reached > q_total:
+        raise UserError(
+            f"{final} is of a longer run", expected=f"at least {reached}", got=str(q_total), key="stage1.q_total or out"
+        )
+    if reached < q_total:
+        missing.setdefault(q_total, []).append(final)
+    return missing

@@ -1,0 +1,102 @@
+"""What a run tells while it runs: metrics.csv beside its files, and progress to whoever asked."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from metalora.core.atomic import write_bytes
+from metalora.core.contracts import Batch
+from metalora.core.schedule import BucketPlan
+from metalora.training.checkpoints import writing
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total)."""
+
+
+class Metrics(Callback):
+    """Logs `train/loss` (mean over the iterations since the last row) and keeps all logged metrics in a CSV file.
+
+    A row is due every `log_every_n_steps` of the trainer. A resumed run first drops the rows beyond its own start, and
+    the losses of the unfinished row are in its saved state: a cut run ends up with the file of the uncut one.
+
+    Args:
+        path: the CSV file.
+        columns: what the module and other callbacks log when a row is due.
+    """
+
+    def __init__(self, path: Path, *, columns: Sequence[str] = ()) -> None:
+        self.path, self.columns = path, tuple(columns)
+        self._losses: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses since the last row."""
+        return {"losses": torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the unfinished row."""
+        self._losses = list(state_dict["losses"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what earlier runs wrote up to where this one starts."""
+        kept = []
+        if self.path.is_file():
+            lines = self.path.read_text().splitlines(keepends=True)[1:]
+            kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= trainer.global_step]
+        header = ",".join(("iteration", "train/loss", *self.columns)) + "\n"
+        with writing(self.path):
+            write_bytes(self.path, (header + "".join(kept)).encode())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the loss; write a row if it is due."""
+        self._losses.append(outputs["mean"])
+        if not due(trainer, batch):
+            return
+        loss = float(torch.stack([value.to(self._losses[-1].device) for value in self._losses]).mean())
+        self._losses.clear()
+        pl_module.log("train/loss", loss, batch_size=len(batch.samples))
+        values = [loss, *(float(trainer.callback_metrics[name]) for name in self.columns)]
+        with writing(self.path), self.path.open("a") as file:
+            file.write(",".join([str(batch.iteration + 1), *(f"{value:.8g}" for value in values)]) + "\n")
+
+
+def due(trainer: Trainer, batch: Batch) -> bool:
+    """Whether this iteration is logged."""
+    return (batch.iteration + 1) % trainer.log_every_n_steps == 0
+
+
+class ProgressReport(Callback):
+    """Reports done and total twice a second at most, with the phase of the schedule where there is one.
+
+    Args:
+        progress: who is told.
+        total: iterations in all.
+        plan: Stage 1's schedule.
+    """
+
+    def __init__(self, progress: Progress, *, label: str, total: int, plan: BucketPlan | None = None) -> None:
+        self._progress, self._label, self._total, self._plan = progress, label, total, plan
+        self._told_at = 0.0
+        self._told_stage = ""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Tell, unless it was told a moment ago."""
+        done, stage, now = batch.iteration + 1, self._stage(batch.iteration), time.monotonic()
+        if now - self._told_at >= 0.5 or done == self._total or stage != self._told_stage:
+            self._progress(stage, done, self._total)
+            self._told_at, self._told_stage = now, stage
+
+    def _stage(self, iteration: int) -> str:
+        if self._plan is None:
+            return self._label
+        visit = self._plan.visit(iteration)
+        phase = "warm-up" if visit.warm_up else "Meta-Down"
+        return f"{self._label}, bucket {visit.index + 1}/{self._plan.visits}, {phase}"

@@ -1,0 +1,257 @@
+"""Stage 2 (Algorithm 2): one photo per person in, a plain LoRA per person out; many people in one batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from metalora.adapters.artifacts import Prior, check_prior, save_lora
+from metalora.adapters.bank import AdapterBank
+from metalora.adapters.inject import eject, inject, layer_shapes
+from metalora.adapters.optimizer import BankAdamW
+from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, TrainingPerson
+from metalora.core.errors import UserError
+from metalora.people.datamodule import IdentityDataModule
+from metalora.people.sampler import CohortSampler
+from metalora.training.checkpoints import Exporter, StateKeeper, read_state, writing
+from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
+from metalora.training.configuration import people_hash, tensors_hash, to_metadata
+from metalora.training.monitor import Metrics, Progress, ProgressReport, due
+from metalora.training.step import Recipe, clip_gradients, diffusion_loss
+from metalora.training.trainer import fit
+
+
+class Personalization(LightningModule):
+    """Stage 2 around a frozen denoiser: one row of the bank per person; Meta-Down, if there is one, never moves.
+
+    Its state dict is the bank's.
+
+    Args:
+        backbone: carries the bank already (`inject`).
+        configuration: plain values, kept in the checkpoint.
+    """
+
+    def __init__(
+        self, backbone: Backbone, bank: AdapterBank, *, recipe: Recipe, configuration: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters({"configuration": dict(configuration)})
+        self.backbone, self.bank, self.recipe = backbone, bank, recipe
+        bank.train_meta_down = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The sum over people of each one's mean loss."""
+        loss = diffusion_loss(self.backbone, self.bank, batch, guidance=self.recipe.guidance)
+        self._log_due = due(self.trainer, batch)
+        return {"loss": loss.total, "mean": loss.mean}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Each person by their own norm."""
+        norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+        if self._log_due:
+            self.log("train/grad_norm_rows", norms.rows, batch_size=1)
+
+    def configure_optimizers(self) -> BankAdamW:
+        """Only what has a gradient moves: the rows."""
+        return BankAdamW(self.bank, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
+
+
+@dataclass(frozen=True)
+class Personalized:
+    """What `run_personalization` leaves behind."""
+
+    loras: dict[str, dict[int, Path]]
+    """identity -> iterations -> file."""
+    trained: tuple[str, ...]
+    """Identities this call trained; empty when everything was there."""
+
+
+def run_personalization(
+    backbone: Backbone,
+    people: Sequence[TrainingPerson],
+    *,
+    method: str,
+    rank: int,
+    meta_rank: int | None,
+    prior: Prior | None,
+    iterations: Sequence[int],
+    learning_rate: float,
+    seed: int,
+    out: Path,
+    batch_size: int = 1,
+    cohort_size: int = 16,
+    gradient_clip: float | None = 1.0,
+    weight_decay: float = 0.01,
+    checkpoint_seconds: float = 60.0,
+    checkpoint_every: int | None = None,
+    texts: Mapping[str, TextEmbedding] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    logger: Logger | None = None,
+    log_every: int = 10,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+) -> Personalized:
+    """Train a LoRA per person and write it at every checkpoint; continue cut and shorter runs; skip what is there.
+
+    A person's LoRA does not depend on the cohort, nor the LoRA at 250 iterations on whether 750 were asked for.
+
+    Args:
+        people: with cached latents: the crops for meta_lora and lora_aug, the photo for lora.
+        method: meta_lora (needs a prior), lora_aug or lora.
+        rank: r2, the rank of the LoRAs.
+        meta_rank: the r1 that the prior must have; None takes the prior's.
+        iterations: checkpoints; the last one is the end.
+        batch_size: samples per person and iteration.
+        cohort_size: people per batch at most.
+        checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
+        texts: caption to its embedding, a single row; by default the backbone embeds them.
+        metadata: kept in every LoRA's header, e.g. class_noun.
+
+    Raises:
+        UserError: no prior or one that does not fit, a folder of another configuration, a full disk.
+        KeyboardInterrupt: asked to stop; the state is saved.
+    """
+    _check(people, method=method, prior=prior, iterations=iterations)
+    recipe = Recipe(learning_rate=learning_rate, weight_decay=weight_decay, gradient_clip=gradient_clip)
+    if method != "meta_lora":
+        prior = None
+    shared = {
+        "backbone": backbone.fingerprint,
+        "batch_size": batch_size,
+        "gradient_clip": gradient_clip,
+        "guidance": recipe.guidance,
+        "learning_rate": learning_rate,
+        "method": method,
+        "prior": "" if prior is None else tensors_hash(prior.meta_down),
+        "rank": rank,
+        "seed": seed,
+        "weight_decay": weight_decay,
+    }
+    configurations = {person.identity: {**shared, "photos": people_hash([person])} for person in people}
+    milestones = sorted(set(iterations))
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):
+        cohorts = plan_cohorts(out, people, configurations=configurations, milestones=milestones, size=cohort_size)
+        for number, cohort in enumerate(cohorts, start=1):
+            label = f"Stage 2, {method} rank {rank}"
+            if len(cohorts) > 1:
+                label += f", cohort {number}/{len(cohorts)}"
+            reports = [] if progress is None else [ProgressReport(progress, label=label, total=max(cohort.missing))]
+            layers = layer_shapes(backbone.target_layers())
+            if prior is not None:
+                check_prior(prior, backbone_fingerprint=backbone.fingerprint, meta_rank=meta_rank, layers=list(layers))
+            bank = AdapterBank(
+                layers,
+                identities=[person.identity for person in cohort.people],
+                rank=rank,
+                meta_rank=None if prior is None else prior.meta_rank,
+                seed=seed,
+            )
+            if prior is not None:
+                bank.load_meta_down(prior.meta_down)
+            write_roster(cohort, configurations)
+            _train(
+                backbone,
+                bank,
+                cohort,
+                recipe=recipe,
+                configurations=configurations,
+                sampler=CohortSampler(cohort.people, batch_size=batch_size, seed=seed),
+                seed=seed,
+                out=out,
+                texts=texts or _embed(backbone, people),
+                header={**(metadata or {}), "method": method, "rank": str(rank), "backbone": backbone.name},
+                keeper=StateKeeper(
+                    cohort.folder / STATE, end=max(cohort.missing), seconds=checkpoint_seconds, every=checkpoint_every
+                ),
+                device=device,
+                logger=logger,
+                log_every=log_every,
+                callbacks=[*callbacks, *reports],
+            )
+    return Personalized(
+        loras={p.identity: {n: lora_path(out, p.identity, n) for n in milestones} for p in people},
+        trained=tuple(person.identity for cohort in cohorts for person in cohort.people),
+    )
+
+
+def _train(
+    backbone: Backbone,
+    bank: AdapterBank,
+    cohort: Cohort,
+    *,
+    recipe: Recipe,
+    configurations: Configurations,
+    sampler: CohortSampler,
+    seed: int,
+    out: Path,
+    texts: Mapping[str, TextEmbedding],
+    header: Mapping[str, str],
+    keeper: StateKeeper,
+    device: str,
+    logger: Logger | None,
+    log_every: int,
+    callbacks: Sequence[Callback],
+) -> None:
+    captions = {person.identity: person.caption for person in cohort.people}
+
+    def export(iterations: int) -> None:
+        for identity in cohort.missing[iterations]:
+            path = lora_path(out, identity, iterations)
+            facts = {"identity": identity, "caption": captions[identity], "iterations": str(iterations)}
+            metadata = {**header, **facts, **to_metadata(configurations[identity])}
+            with writing(path):
+                save_lora(path, bank.collapsed(identity, metadata=metadata))
+
+    state = read_state(keeper.path)
+    injection = inject(backbone.transformer, bank)
+    try:
+        fit(
+            Personalization(
+                backbone,
+                bank,
+                recipe=recipe,
+                configuration={p.identity: configurations[p.identity] for p in cohort.people},
+            ),
+            IdentityDataModule(cohort.people, sampler=sampler, texts=texts, seed=seed),
+            keeper=keeper,
+            callbacks=[
+                *callbacks,
+                Metrics(cohort.folder / "metrics.csv", columns=("train/grad_norm_rows",)),
+                Exporter(cohort.missing, export),
+            ],
+            # A state beyond a LoRA that is missing is of no use: that LoRA's iterations are done again.
+            resume=state is not None and state.iterations < min(cohort.missing),
+            device=device,
+            logger=logger,
+            log_every=log_every,
+        )
+    finally:
+        eject(injection)
+
+
+def _embed(backbone: Backbone, people: Sequence[TrainingPerson]) -> dict[str, TextEmbedding]:
+    return {caption: backbone.encode_text([caption]) for caption in sorted({person.caption for person in people})}
+
+
+def _check(people: Sequence[TrainingPerson], *, method: str, prior: Prior | None, iterations: Sequence[int]) -> None:
+    if method not in METHODS:
+        raise UserError("no such method", expected=", ".join(METHODS), got=method, key="method")
+    if method == "meta_lora" and prior is None:
+        raise UserError(
+            "meta_lora needs a prior", expected="the prior.safetensors that meta-train made", got="none", key="prior"
+        )
+    if not people:
+        raise UserError("there is nobody to personalize", expected="at least one person", got="none", key="image")
+    if not iterations or min(iterations) < 1:
+        raise UserError(
+            "no checkpoint to train to", expected="1 iteration or more", got=str(list(iterations)), key="iterations"
+        )
+    names = [person.identity for person in people]
+    assert len(set(names)) == len(names), "an identity twice"

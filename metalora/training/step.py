@@ -1,0 +1,81 @@
+"""What both stages do in a step: the loss that never couples people, and gradients clipped per person.
+
+Shape legend: B batch, K identities present.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalora.adapters.bank import AdapterBank
+from metalora.adapters.optimizer import clip_meta_down_, clip_rows_
+from metalora.core.contracts import Backbone, Batch, Sample
+from metalora.core.flow import interpolate, per_sample_loss, velocity_target
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a step learns (ai-toolkit's recipe where the paper is silent)."""
+
+    learning_rate: float
+    weight_decay: float = 0.01
+    gradient_clip: float | None = None
+    """Largest gradient norm of each identity, and of Meta-Down as a whole; None: no clipping."""
+    guidance: float = 1.0
+    """The guidance embedding during training."""
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of a step, two ways."""
+
+    total: Tensor
+    """Sum over identities of each one's own mean: what is differentiated."""
+    mean: Tensor
+    """The same divided by the number of identities, detached: what is logged."""
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Norms before clipping, each a scalar."""
+
+    meta_down: Tensor
+    """Of Meta-Down as a whole; 0 where it has no gradient."""
+    rows: Tensor
+    """Mean over identities of each one's norm."""
+
+
+def identity_weights(samples: Sequence[Sample]) -> Tensor:
+    """1 / (samples of the same identity) for every sample: [B]; they sum to the number of identities."""
+    counts = Counter(sample.identity for sample in samples)
+    return torch.tensor([1.0 / counts[sample.identity] for sample in samples])
+
+
+def diffusion_loss(backbone: Backbone, bank: AdapterBank, batch: Batch, *, guidance: float) -> StepLoss:
+    """L_diff of section 3.1 on a batch that may mix identities.
+
+    A mean over the batch would scale each person's gradient by the number of batch mates; the sum over identities of
+    each one's own mean gives everyone the gradient of training alone.
+
+    Args:
+        guidance: the guidance embedding during training.
+    """
+    bank.set_route(batch.rows_B)
+    x_t_BCHW = interpolate(batch.latents_BCHW, batch.noise_BCHW, batch.t_B)
+    prediction_BCHW = backbone.predict(x_t_BCHW, t_B=batch.t_B, text=batch.text, guidance=guidance)
+    loss_B = per_sample_loss(prediction_BCHW, velocity_target(batch.latents_BCHW, batch.noise_BCHW))
+    weight_B = identity_weights(batch.samples).to(loss_B.device, non_blocking=True)
+    total = (loss_B * weight_B).sum()
+    return StepLoss(total=total, mean=total.detach() / len({sample.identity for sample in batch.samples}))
+
+
+def clip_gradients(bank: AdapterBank, *, max_norm: float | None) -> GradientNorms:
+    """Clip each identity's gradient by its own norm and Meta-Down's by its own; None only measures."""
+    limit = float("inf") if max_norm is None else max_norm
+    norms_K = clip_rows_(bank, max_norm=limit)
+    if any(parameter.grad is not None for parameter in bank.meta_down.values()):
+        return GradientNorms(meta_down=clip_meta_down_(bank, max_norm=limit), rows=norms_K.mean())
+    return GradientNorms(meta_down=torch.zeros(()), rows=norms_K.mean())

@@ -1,0 +1,70 @@
+"""The Lightning Trainer, set up the same way for both stages."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from metalora.training.checkpoints import AtomicCheckpointIO, StateKeeper
+
+
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    *,
+    keeper: StateKeeper,
+    callbacks: Sequence[Callback],
+    resume: bool,
+    device: str,
+    logger: Logger | None,
+    log_every: int,
+) -> None:
+    """Train until `keeper.end`, from the keeper's state or from the start.
+
+    Args:
+        device: cpu, cuda or auto.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop; the state is saved.
+    """
+    for leftover in keeper.path.parent.glob(f".{keeper.path.name}.*"):  # of a save that was killed
+        leftover.unlink()
+    with _quiet():
+        trainer = Trainer(
+            accelerator={"cuda": "gpu"}.get(device, device),
+            devices=1,
+            max_steps=keeper.end,
+            max_epochs=-1,
+            callbacks=[*callbacks, keeper],
+            plugins=[AtomicCheckpointIO()],
+            logger=logger or False,
+            log_every_n_steps=log_every,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=keeper.path.parent,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None, weights_only=True)
+    if keeper.interrupted:
+        raise KeyboardInterrupt
+    assert trainer.global_step == keeper.end, f"stopped at {trainer.global_step} of {keeper.end}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning tells about accelerators and reached limits; the caller's own output says what counts."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -6,6 +6,7 @@ Shape legend: N images, D embedding width, T test photos, K identities, S bootst
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -58,13 +59,16 @@ def identity_means(scores_N: ArrayLike, identities_N: Sequence[str], *, among_K:
     return np.divide(sums_K, counts_K, out=np.full(len(row), np.nan), where=counts_K > 0)
 
 
+@cache
 def resample_weights(identities: int, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Weights [S, K] of the bootstrap over identities: how often each was drawn, divided by K.
 
     The same weights applied to two methods make their comparison paired.
     """
     rng = np.random.default_rng([seed, identities])
-    return rng.multinomial(identities, np.full(identities, 1 / identities), size=resamples) / identities
+    weights_SK = rng.multinomial(identities, np.full(identities, 1 / identities), size=resamples) / identities
+    weights_SK.flags.writeable = False  # it is shared by every call
+    return weights_SK
 
 
 def weighted_means(means: ArrayLike, weights_SK: np.ndarray) -> np.ndarray:

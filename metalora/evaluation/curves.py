@@ -1,0 +1,227 @@
+"""From scores to cells: a method at a rank and iteration on a class, with intervals over people.
+
+Everything here reads the table that `score.py` makes and nothing else. Headline scores count a generated image without
+a face as 0; `*_detected` leaves it out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metalora.core import metrics
+from metalora.core.errors import UserError
+from metalora.core.metrics import Interval, PairedDifference, StepsToMatch
+from metalora.evaluation.score import BASE, PHOTO_METHODS, REFERENCE, STRANGER, TEST_PHOTO
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BOTH = "both"
+METRICS = ("r_face_sim", "face_sim", "clip_t", "clip_i", "face_found")
+_COLUMN = {name: name for name in METRICS} | {
+    "r_face_sim_detected": "r_face_sim",
+    "face_sim_detected": "face_sim",
+}
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """Names a cell; the untouched base is rank 0 at iteration 0."""
+
+    method: str
+    rank: int
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the paper's figures: a method on one class ("both": all people), with intervals over people."""
+
+    key: CellKey
+    class_noun: str
+    scores: Mapping[str, Interval]
+    """By metric, and by r_face_sim_detected and face_sim_detected."""
+    images: int
+    people: int
+
+
+def class_nouns(scores: "pd.DataFrame") -> tuple[str, ...]:
+    """The classes of the table, and "both" when there are several."""
+    found = tuple(sorted(scores["class_noun"].unique()))
+    return (*found, BOTH) if len(found) > 1 else found
+
+
+def cell_keys(scores: "pd.DataFrame") -> tuple[CellKey, ...]:
+    """Every cell of generated images in the table, the base first."""
+    generated = scores[~scores["method"].isin(PHOTO_METHODS)]
+    found = generated[["method", "rank", "iterations"]].drop_duplicates()
+    keys = [CellKey(str(method), int(rank), int(iterations)) for method, rank, iterations in found.to_numpy()]
+    return tuple(sorted(keys, key=lambda key: (key.method != BASE, key.method, key.rank, key.iterations)))
+
+
+def cells(scores: "pd.DataFrame") -> tuple[Cell, ...]:
+    """Every cell of every class."""
+    return tuple(
+        cell(scores, key, class_noun=class_noun)
+        for class_noun in class_nouns(scores)
+        for key in cell_keys(scores)
+        if not _rows(scores, key, class_noun=class_noun).empty
+    )
+
+
+def cell(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> Cell:
+    """Average a cell: over prompts and seeds, then over people."""
+    rows = _rows(scores, key, class_noun=class_noun)
+    people = sorted(rows["identity"].unique())
+    found = {name: metrics.bootstrap(_means(rows, name, among=people)) for name in _COLUMN}
+    return Cell(key, class_noun, found, images=len(set(rows["file"])), people=len(people))
+
+
+def _rows(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataFrame":
+    rows = (scores["method"] == key.method) & (scores["rank"] == key.rank) & (scores["iterations"] == key.iterations)
+    if class_noun != BOTH:
+        rows &= scores["class_noun"] == class_noun
+    return scores.loc[rows]
+
+
+def _means(rows: "pd.DataFrame", metric: str, *, among: Sequence[str]) -> np.ndarray:
+    values = rows[_COLUMN[metric]].to_numpy(dtype=np.float64)
+    if metric in ("r_face_sim", "face_sim"):
+        found = rows["face_found"].to_numpy(dtype=np.float64)
+        values = metrics.misses_as_zero(values, found != 0)  # NaN: not measured, stays NaN
+    return metrics.identity_means(values, list(rows["identity"]), among_K=among)
+
+
+def compare(scores: "pd.DataFrame", a: CellKey, b: CellKey, *, metric: str, class_noun: str = BOTH) -> PairedDifference:
+    """Paired comparison of two cells on the people that both have."""
+    rows_a, rows_b = (_rows(scores, key, class_noun=class_noun) for key in (a, b))
+    people = sorted(set(rows_a["identity"]) & set(rows_b["identity"]))
+    a_K, b_K = (_means(rows.loc[rows["identity"].isin(people)], metric, among=people) for rows in (rows_a, rows_b))
+    return metrics.paired_bootstrap(a_K, b_K)
+
+
+def steps_to_match(
+    scores: "pd.DataFrame", *, method: str, target: CellKey, class_noun: str = BOTH
+) -> StepsToMatch | None:
+    """Iterations at which a method, at the target's rank, first has the target cell's R-FaceSim.
+
+    Only people that every one of the cells has are counted. None: the target or the whole curve is not there yet.
+    """
+    curve = [key for key in cell_keys(scores) if key.method == method and key.rank == target.rank]
+    if not curve or target not in cell_keys(scores):
+        return None
+    tables = {key: _rows(scores, key, class_noun=class_noun) for key in (*curve, target)}
+    means = {}
+    for metric in ("r_face_sim", "clip_t"):
+        everybody = sorted(set.union(*(set(rows["identity"]) for rows in tables.values())))
+        of_cell = {key: _means(rows, metric, among=everybody) for key, rows in tables.items()}
+        known_K = np.isfinite(np.stack(list(of_cell.values()))).all(axis=0)
+        if not known_K.any():
+            return None
+        means[metric] = {key: values_K[known_K] for key, values_K in of_cell.items()}
+    return metrics.steps_to_match(
+        [key.iterations for key in curve],
+        r_face_sim_CK=np.stack([means["r_face_sim"][key] for key in curve]),
+        clip_t_CK=np.stack([means["clip_t"][key] for key in curve]),
+        target_r_face_sim_K=means["r_face_sim"][target],
+        target_clip_t_K=means["clip_t"][target],
+        target_iterations=target.iterations,
+    )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What real photos reach: between which values an R-FaceSim lies.
+
+    reference: the reference photo scored as if it were generated. test: each test photo against the person's others.
+    stranger: other people of the class. Intervals over people; `missed` of `photos` had no face that was found.
+    """
+
+    reference: Interval
+    test: Interval
+    stranger: Interval
+    photos: int
+    missed: int
+
+
+def bounds(scores: "pd.DataFrame", *, class_noun: str = BOTH) -> Bounds | None:
+    """Ceilings and floor of R-FaceSim from the rows of real photos; None when the table has none.
+
+    Photos without a face are left out here: a detector's miss on a real photo says nothing about likeness.
+    """
+    found = {}
+    for method in PHOTO_METHODS:
+        rows = _rows(scores, CellKey(method, 0, 0), class_noun=class_noun)
+        people = sorted(rows["identity"].unique())
+        found[method] = metrics.bootstrap(_means(rows, "r_face_sim_detected", among=people))
+    real = [_rows(scores, CellKey(method, 0, 0), class_noun=class_noun) for method in (REFERENCE, TEST_PHOTO)]
+    faces = np.concatenate([rows["face_found"].to_numpy(dtype=np.float64) for rows in real])
+    if not faces.size:
+        return None
+    missed = int((faces == 0).sum())
+    return Bounds(found[REFERENCE], found[TEST_PHOTO], found[STRANGER], photos=faces.size, missed=missed)
+
+
+@dataclass(frozen=True)
+class RateScore:
+    """What a method reaches with one learning rate."""
+
+    rate: float
+    r_face_sim: float
+    clip_t: float
+    clip_t_drop: float
+    """How far below the untouched base."""
+    allowed: bool
+    """Whether the drop is within the budget."""
+
+
+@dataclass(frozen=True)
+class RateChoice:
+    """A learning rate and the table it was chosen from, slowest rate first."""
+
+    method: str
+    chosen: RateScore
+    table: tuple[RateScore, ...]
+
+
+def choose_learning_rate(
+    scores: Mapping[float, "pd.DataFrame"],
+    *,
+    method: str = "lora_aug",
+    rank: int = 1,
+    iterations: int = 625,
+    budget: float = 0.03,
+    class_noun: str = BOTH,
+) -> RateChoice:
+    """The rate with the highest R-FaceSim among those whose CLIP-T is at most `budget` below the untouched base.
+
+    Args:
+        scores: score tables of validation people by learning rate; each holds the base and the cell.
+        budget: in cosine.
+
+    Raises:
+        UserError: a table lacks the cell or the base, or no rate keeps the budget.
+    """
+    key, table = CellKey(method, rank, iterations), []
+    for rate, frame in sorted(scores.items()):
+        missing = [
+            name for name, k in (("the base", CellKey(BASE, 0, 0)), (str(key), key)) if k not in cell_keys(frame)
+        ]
+        if missing:
+            raise UserError(f"learning rate {rate:g} has no scores of {' and '.join(missing)}", key="learning_rate")
+        scored = cell(frame, key, class_noun=class_noun).scores
+        drop = cell(frame, CellKey(BASE, 0, 0), class_noun=class_noun).scores["clip_t"].mean - scored["clip_t"].mean
+        table.append(
+            RateScore(rate, scored["r_face_sim"].mean, scored["clip_t"].mean, drop, allowed=bool(drop <= budget))
+        )
+    allowed = [row for row in table if row.allowed]
+    if not allowed:
+        raise UserError(
+            "no learning rate keeps CLIP-T",
+            expected=f"at most {budget:g} below the base",
+            got=", ".join(f"{row.rate:g}: {row.clip_t_drop:.3f}" for row in table),
+            key="learning_rate",
+        )
+    return RateChoice(method, max(allowed, key=lambda row: row.r_face_sim), tuple(table))

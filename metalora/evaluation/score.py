@@ -1,0 +1,345 @@
+"""From images to scores: one row per image and identity, CLIP-T, CLIP-I, FaceSim and R-FaceSim (App. G, Algorithm 3).
+
+Images of the untouched base have no identity: each counts once for every identity it is compared with. Real photos get
+rows too, so that ceilings and floor stand in the same table as what they bound.
+"""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from metalora.core import metrics
+from metalora.core.atomic import atomic_path
+from metalora.core.contracts import GeneratedImage
+from metalora.core.errors import UserError
+from metalora.core.manifest import FILE_NAME, read_manifest
+from metalora.evaluation.embeddings import Embeddings, Picture, Progress, Scorers
+from metalora.people.photos import load_photo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASE = "base"
+REFERENCE = "photo_reference"
+"""The reference photo scored as if it were generated: what a perfect copy of one photo reaches."""
+TEST_PHOTO = "photo_test"
+"""Each test photo against the person's other ones: what real photos reach."""
+STRANGER = "photo_stranger"
+"""Other people's references of the same class: what no likeness at all reaches."""
+PHOTO_METHODS = (REFERENCE, TEST_PHOTO, STRANGER)
+
+KEY = ("method", "rank", "iterations", "identity", "prompt_id", "seed")
+"""What names a row; photos have their file in `prompt_id`'s place."""
+_FILES = ("file", "reference")
+
+
+class Subject(Protocol):
+    """One person of a benchmark."""
+
+    @property
+    def identity(self) -> str: ...
+    @property
+    def class_noun(self) -> str: ...
+    @property
+    def reference(self) -> Path: ...
+    @property
+    def test_photos(self) -> tuple[Path, ...]: ...
+    @property
+    def part(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class _Image:
+    record: GeneratedImage
+    picture: Picture
+
+
+def score_images(
+    manifests: Sequence[Path],
+    subjects: Sequence[Subject],
+    *,
+    face_prompts: Collection[str],
+    clip_prompts: Collection[str],
+    scorers: Scorers,
+    cache: Path,
+    face_part: str = "unsplash",
+    clip_part: str = "ffhq",
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> "pd.DataFrame":
+    """Score every image of the manifests; what was embedded before is read from `cache`.
+
+    Args:
+        manifests: manifest.jsonl files or their folders; the base's images among them, or CLIP-I is not measured.
+        subjects: the benchmark's people; every identity of a manifest is one of them.
+        face_prompts: ids of the prompts that FaceSim and R-FaceSim are measured on (the frontal ones).
+        clip_prompts: ids of the prompts that CLIP-T and CLIP-I are measured on (scenes and styles).
+        face_part: the people FaceSim and R-FaceSim are measured on.
+        clip_part: the people CLIP-T and CLIP-I are measured on; it may be the same part.
+        batch_size: pictures embedded at once; the scores do not depend on it.
+
+    Returns:
+        One row per image and identity. Scores are cosines, NaN where they are not measured; face_found is 1, 0 or NaN;
+        face_sim and r_face_sim are NaN where no face was found. test_photos counts the photos R-FaceSim averages over,
+        test_photos_missed those left out because no face was found in them.
+
+    Raises:
+        UserError: an image of nobody in the benchmark, or one whose file is gone.
+    """
+    import pandas as pd
+
+    people = {subject.identity: subject for subject in subjects}
+    embeddings = Embeddings(scorers, root=cache, batch_size=batch_size, progress=progress)
+    images = _read(manifests)
+    uses = {face_part: set(face_prompts)}
+    uses[clip_part] = uses.get(clip_part, set()) | set(clip_prompts)
+    pairs = _pairs(images, people, uses=uses)
+    faces = _Faces(
+        [s for s in subjects if s.part == face_part and s.class_noun in {i.record.class_noun for i in images}],
+        embeddings,
+    )
+    frame = pd.DataFrame([_row(image.record, image.picture.path, subject) for image, subject in pairs])
+    if frame.empty:
+        raise UserError("there is no image to score", expected=f"images listed in {FILE_NAME}", key="images")
+    _add_clip(frame, _places(pairs, clip_part, clip_prompts), pairs, images, embeddings)
+    _add_faces(frame, _places(pairs, face_part, face_prompts), pairs, faces, embeddings)
+    rows = pd.concat([frame, pd.DataFrame(faces.photo_rows(), columns=frame.columns)], ignore_index=True)
+    return rows.astype({"rank": int, "iterations": int, "seed": int, "test_photos": int, "test_photos_missed": int})
+
+
+def _read(manifests: Sequence[Path]) -> list[_Image]:
+    images: dict[Path, _Image] = {}
+    for manifest in manifests:
+        folder = manifest if manifest.is_dir() else manifest.parent
+        for record in read_manifest(manifest):
+            path = folder / record.file
+            if not path.is_file():
+                raise UserError("an image is gone", expected=f"every file of {manifest}", got=str(path), key="images")
+            images[path.resolve()] = _Image(record, Picture.of(path, read=_read_image))
+    return list(images.values())
+
+
+def _read_image(path: Path) -> np.ndarray:
+    return load_photo(path, min_side=1, key="images")
+
+
+def _pairs(
+    images: Sequence[_Image], people: Mapping[str, Subject], *, uses: Mapping[str, Collection[str]]
+) -> list[tuple[_Image, Subject]]:
+    """Which image is scored for whom. `uses`: the prompts that each part's people are scored on."""
+    present = {image.record.identity for image in images if image.record.lora}
+    strangers = sorted(present - set(people))
+    if strangers:
+        raise UserError(
+            "images of somebody who is not in the benchmark",
+            expected="an identity of the benchmark",
+            got=", ".join(strangers[:5]),
+            key="benchmark",
+        )
+    pairs = []
+    for image in images:
+        record = image.record
+        if record.lora:
+            pairs.append((image, people[record.identity]))
+            continue
+        parts = {part for part, prompt_ids in uses.items() if record.prompt_id in prompt_ids}
+        of_class = [s for s in people.values() if s.class_noun == record.class_noun and s.part in parts]
+        pairs += [(image, subject) for subject in [s for s in of_class if s.identity in present] or of_class]
+    return pairs
+
+
+def _places(pairs: Sequence[tuple[_Image, Subject]], part: str, prompt_ids: Collection[str]) -> list[int]:
+    return [n for n, (i, subject) in enumerate(pairs) if subject.part == part and i.record.prompt_id in prompt_ids]
+
+
+def _row(record: GeneratedImage, path: Path, subject: Subject) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "method": record.method,
+        "identity": subject.identity,
+        "class_noun": subject.class_noun,
+        "part": subject.part,
+        "prompt_id": record.prompt_id,
+        "prompt": record.prompt,
+        "seed": record.seed,
+        "rank": record.rank,
+        "iterations": record.iterations,
+        "lora_sha256": record.lora_sha256,
+        "base_model": record.base_model,
+        "steps": record.steps,
+        "guidance": record.guidance,
+        "height": record.size[0],
+        "width": record.size[1],
+        "clip_t": np.nan,
+        "clip_i": np.nan,
+        "face_found": np.nan,
+        "face_sim": np.nan,
+        "r_face_sim": np.nan,
+        "test_photos": 0,
+        "test_photos_missed": 0,
+        "reference": str(subject.reference),
+    }
+
+
+def _add_clip(
+    frame: "pd.DataFrame",
+    places: list[int],
+    pairs: Sequence[tuple[_Image, Subject]],
+    images: Sequence[_Image],
+    embeddings: Embeddings,
+) -> None:
+    """CLIP-T: image with its prompt. CLIP-I: image with what the base makes of the same prompt from the same noise."""
+    if not places:
+        return
+    wanted = [pairs[place][0] for place in places]
+    bases = {_setting(image.record): image for image in images if not image.record.lora}
+    twins = [bases.get(_setting(image.record)) for image in wanted]
+    every = embeddings.pictures([image.picture for image in wanted + [twin for twin in twins if twin is not None]])
+    images_ND = torch.from_numpy(every[: len(wanted)])
+    texts_ND = torch.from_numpy(embeddings.prompts([image.record.prompt for image in wanted]))
+    frame.loc[places, "clip_t"] = metrics.paired_cosine(images_ND, texts_ND).numpy()
+    with_twin = [n for n, twin in enumerate(twins) if twin is not None]
+    clip_i_N = metrics.paired_cosine(images_ND[with_twin], torch.from_numpy(every[len(wanted) :]))
+    frame.loc[[places[n] for n in with_twin], "clip_i"] = clip_i_N.numpy()
+
+
+def _setting(record: GeneratedImage) -> tuple[Any, ...]:
+    """What an image and its twin from the base share; noise is keyed by prompt id and seed."""
+    return (
+        record.prompt_id,
+        record.prompt,
+        record.seed,
+        record.base_model,
+        record.steps,
+        record.guidance,
+        record.size,
+    )
+
+
+class _Faces:
+    """The embedded faces of the benchmark's photos."""
+
+    def __init__(self, subjects: Sequence[Subject], embeddings: Embeddings) -> None:
+        self.subjects = list(subjects)
+        files = [path for subject in subjects for path in (subject.reference, *subject.test_photos)]
+        pictures = [Picture.of(path, read=lambda path: load_photo(path, key="benchmark")) for path in files]
+        self._of = dict(zip(files, embeddings.faces(pictures), strict=True)) if files else {}
+
+    def reference(self, subject: Subject) -> np.ndarray | None:
+        """The reference photo's face."""
+        return self._of[subject.reference]
+
+    def tests(self, subject: Subject, *, without: Path | None = None) -> list[np.ndarray]:
+        """The test photos' faces, those without a face left out."""
+        faces = [self._of[path] for path in subject.test_photos if path != without]
+        return [face for face in faces if face is not None]
+
+    def photo_rows(self) -> list[dict[str, Any]]:
+        """Ceilings and floor: real photos scored as if they were generated (Algorithm 3)."""
+        rows = []
+        for subject in self.subjects:
+            rows.append(self._photo_row(REFERENCE, subject, subject.reference))
+            rows += [self._photo_row(TEST_PHOTO, subject, path) for path in subject.test_photos]
+            others = [s for s in self.subjects if s.class_noun == subject.class_noun and s.identity != subject.identity]
+            rows += [self._photo_row(STRANGER, subject, other.reference) for other in others]
+        return rows
+
+    def _photo_row(self, method: str, subject: Subject, path: Path) -> dict[str, Any]:
+        record = GeneratedImage(
+            file="",
+            method=method,
+            identity=subject.identity,
+            class_noun=subject.class_noun,
+            prompt_id=f"{path.parent.name}/{path.name}",
+            prompt="",
+            seed=0,
+            rank=0,
+            iterations=0,
+            lora="",
+            lora_sha256="",
+            base_model="",
+            steps=0,
+            guidance=0.0,
+            size=(0, 0),
+        )
+        face, tests = self._of[path], self.tests(subject, without=path)
+        scores = face_scores(face, reference=None if method == REFERENCE else self.reference(subject), tests=tests)
+        compared = [other for other in subject.test_photos if other != path]
+        return _row(record, path, subject) | scores | {"test_photos_missed": len(compared) - len(tests)}
+
+
+def _add_faces(
+    frame: "pd.DataFrame",
+    places: list[int],
+    pairs: Sequence[tuple[_Image, Subject]],
+    faces: _Faces,
+    embeddings: Embeddings,
+) -> None:
+    if not places:
+        return
+    found = embeddings.faces([pairs[place][0].picture for place in places])
+    rows = []
+    for place, face in zip(places, found, strict=True):
+        subject = pairs[place][1]
+        tests = faces.tests(subject)
+        scores = face_scores(face, reference=faces.reference(subject), tests=tests)
+        rows.append(scores | {"test_photos_missed": len(subject.test_photos) - len(tests)})
+    for column in rows[0]:
+        frame.loc[places, column] = [row[column] for row in rows]
+
+
+def face_scores(
+    face: np.ndarray | None, *, reference: np.ndarray | None, tests: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """FaceSim, R-FaceSim and whether there was a face, for one picture of one identity."""
+    scores = {
+        "face_found": float(face is not None),
+        "face_sim": np.nan,
+        "r_face_sim": np.nan,
+        "test_photos": len(tests),
+    }
+    if face is not None:
+        face_1D = torch.from_numpy(face)[None]
+        if reference is not None:
+            scores["face_sim"] = float(metrics.cosine(face_1D, torch.from_numpy(reference)[None]))
+        if tests:
+            scores["r_face_sim"] = float(metrics.r_face_sim(face_1D, torch.from_numpy(np.stack(tests))))
+    return scores
+
+
+def write_scores(path: Path, frame: "pd.DataFrame") -> None:
+    """Write scores.parquet atomically; files are named relative to its folder, so that the outputs can be moved."""
+    folder = path.parent.resolve()
+    stored = frame.assign(**{column: [_relative(Path(f), folder) for f in frame[column]] for column in _FILES})
+    with atomic_path(path) as temporary:
+        stored.to_parquet(temporary, index=False)
+
+
+def _relative(file: Path, folder: Path) -> str:
+    return Path(os.path.relpath(file.resolve(), folder)).as_posix()
+
+
+def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
+    """Read and join score tables; a row that several of them hold counts once.
+
+    Raises:
+        UserError: there is no table, or one is not a table of scores.
+    """
+    import pandas as pd
+
+    frames = []
+    for path in paths:
+        try:
+            frame = pd.read_parquet(path)
+            files = {column: [str((path.parent / f).resolve()) for f in frame[column]] for column in _FILES}
+            frames.append(frame.assign(**files))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError("cannot read scores", expected="a scores.parquet", got=str(error), key="scores") from error
+    if not frames:
+        raise UserError("there are no scores", expected="at least one scores.parquet", key="scores")
+    return pd.concat(frames, ignore_index=True).drop_duplicates(list(KEY), keep="last", ignore_index=True)

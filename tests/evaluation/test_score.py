@@ -1,0 +1,240 @@
+"""Scores of images: against sums done by hand, cached, independent of the batch, honest about what was not found."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from fake_world import PROMPTS, FakeScorer, make_world, paint
+from PIL import Image
+
+from metalora.core.errors import UserError
+from metalora.core.manifest import write_manifest
+from metalora.evaluation.embeddings import scorer_fingerprint
+from metalora.evaluation.score import read_scores, score_images, write_scores
+
+FACES = ["r_face_sim", "face_sim"]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return make_world(tmp_path)
+
+
+@pytest.fixture
+def scored(world, tmp_path):
+    """Call `scored(...)` to score the world with a fake scorer."""
+
+    def run(scorer=None, *, subjects=None, manifests=None, cache=None, **options):
+        return score_images(
+            manifests or [world.images],
+            subjects or world.subjects,
+            **({"face_prompts": PROMPTS["unsplash"], "clip_prompts": PROMPTS["ffhq"]} | options),
+            scorers=(scorer or FakeScorer()).scorers(),
+            cache=cache or tmp_path / "cache",
+        )
+
+    return run
+
+
+def vector(path):
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=np.float64)[-1, -1]
+
+
+def cosine(a, b):
+    return a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+def by_name(world, identity):
+    return next(subject for subject in world.subjects if subject.identity == identity)
+
+
+def test_face_scores_by_hand(world, scored):
+    frame = scored()
+    for identity, missed in (("ann", 1), ("dan", 0)):
+        subject = by_name(world, identity)
+        tests = [vector(path) for path in subject.test_photos if vector(path)[0] > 0]
+        assert len(subject.test_photos) - len(tests) == missed
+        rows = frame[(frame["identity"] == identity) & (frame["method"] == "meta_lora")]
+        assert len(rows) == 4
+        for row in rows.itertuples():
+            made = vector(row.file)
+            assert row.r_face_sim == pytest.approx(np.mean([cosine(made, test) for test in tests]), abs=1e-6)
+            assert row.face_sim == pytest.approx(cosine(made, vector(subject.reference)), abs=1e-6)
+            assert (row.test_photos, row.test_photos_missed) == (len(tests), missed)
+            assert np.isnan(row.clip_t) and np.isnan(row.clip_i)
+
+
+def test_clip_scores_by_hand(world, scored):
+    frame = scored()
+    rows = frame[(frame["identity"] == "eve") & (frame["method"] == "lora_aug")]
+    assert len(rows) == 6 and rows[FACES].isna().all(axis=None) and rows["face_found"].isna().all()
+    for row in rows.itertuples():
+        text = np.array([len(row.prompt), row.prompt.count("a"), 1.0])
+        base = vector(world.images / f"images/woman/base-0/{row.prompt_id}-0.png")
+        assert row.clip_t == pytest.approx(cosine(vector(row.file), text), abs=1e-6)
+        assert row.clip_i == pytest.approx(cosine(vector(row.file), base), abs=1e-6)
+    own = frame[(frame["method"] == "base") & (frame["part"] == "ffhq")]
+    assert own["clip_i"].to_numpy() == pytest.approx(1.0)
+
+
+def test_the_base_counts_for_everybody_of_its_class(world, scored):
+    base = scored().query("method == 'base'")
+    assert sorted(base.groupby("identity").size().items()) == [
+        ("ann", 2),
+        ("bea", 2),
+        ("cid", 2),
+        ("dan", 2),
+        ("eve", 3),
+        ("fox", 3),
+    ]
+    ann, bea = (base[base["identity"] == name].sort_values("prompt_id") for name in ("ann", "bea"))
+    assert list(ann["file"]) == list(bea["file"])
+    assert not np.allclose(ann["r_face_sim"], bea["r_face_sim"])
+
+
+def test_only_people_with_images_are_compared_with_the_base(world, scored):
+    records = [record for record in world.records if record.identity not in ("bea", "fox")]
+    write_manifest(world.images / "manifest.jsonl", records)
+    frame = scored()
+    assert set(frame.query("method == 'base'")["identity"]) == {"ann", "cid", "dan", "eve", "fox"}
+    assert frame.query("method == 'photo_stranger'")["identity"].value_counts().to_dict() == {
+        "ann": 1,
+        "bea": 1,
+        "cid": 1,
+        "dan": 1,
+    }
+
+
+def test_a_miss_is_neither_a_score_nor_forgotten(scored):
+    row = scored().query("identity == 'cid' and method == 'lora' and iterations == 375 and prompt_id == 'front-1'")
+    assert row["face_found"].item() == 0
+    assert row[FACES].isna().all(axis=None)
+
+
+def test_photos_bound_the_scores(world, scored):
+    frame = scored()
+    bea = by_name(world, "bea")
+    reference, tests = vector(bea.reference), [vector(path) for path in bea.test_photos]
+    row = frame.query("identity == 'bea' and method == 'photo_reference'")
+    assert row["r_face_sim"].item() == pytest.approx(np.mean([cosine(reference, test) for test in tests]), abs=1e-6)
+    rows = frame.query("identity == 'bea' and method == 'photo_test'")
+    assert len(rows) == 3
+    first = rows[rows["prompt_id"] == "bea/1.png"]
+    expected = np.mean([cosine(tests[0], tests[1]), cosine(tests[0], tests[2])])
+    assert first["r_face_sim"].item() == pytest.approx(expected, abs=1e-6)
+    assert first["test_photos"].item() == 2
+    stranger = frame.query("identity == 'bea' and method == 'photo_stranger'")
+    ann = vector(by_name(world, "ann").reference)
+    assert stranger["r_face_sim"].item() == pytest.approx(np.mean([cosine(ann, test) for test in tests]), abs=1e-6)
+    missed = frame.query("identity == 'ann' and method == 'photo_test'")
+    assert missed["face_found"].tolist() == [1, 0, 1]
+    assert missed["test_photos_missed"].tolist() == [1, 0, 1]
+
+
+def test_one_part_can_serve_both(world, scored):
+    frame = scored(clip_part="unsplash", clip_prompts=["front-1"])
+    for method, images in (("lora", 2), ("base", 1)):  # lora at two iterations
+        ann = frame.query(f"identity == 'ann' and method == '{method}'")
+        for prompt_id in ("front-0", "front-1"):
+            rows = ann[ann["prompt_id"] == prompt_id]
+            assert len(rows) == images and rows[FACES].notna().all(axis=None)
+            assert rows["clip_t"].notna().all() == rows["clip_i"].notna().all() == (prompt_id == "front-1")
+    assert frame[frame["identity"] == "eve"]["clip_t"].isna().all()
+
+
+def test_scores_do_not_depend_on_the_batch(scored, tmp_path):
+    large, small = FakeScorer(), FakeScorer()
+    together = scored(large, cache=tmp_path / "large", batch_size=64)
+    apart = scored(small, cache=tmp_path / "small", batch_size=3)
+    assert together.equals(apart)
+    assert max(small.batches) == 3 < max(large.batches)
+
+
+def test_nothing_is_embedded_twice(scored, world):
+    first = FakeScorer()
+    frame = scored(first)
+    assert first.faces_asked > 0
+    second = FakeScorer()
+    assert scored(second).equals(frame)
+    assert (second.batches, second.texts_asked) == ([], 0)
+
+    ann = by_name(world, "ann")
+    changed = next(r for r in world.records if r.identity == "ann" and r.method == "lora")
+    paint(world.images / changed.file, (7, 8, 200))
+    third = FakeScorer()
+    again = scored(third)
+    assert third.faces_asked == 1
+    row = again[again["file"] == str(world.images / changed.file)]
+    assert row["face_sim"].item() == pytest.approx(cosine(np.array([7.0, 8, 200]), vector(ann.reference)), abs=1e-6)
+
+
+def test_embeddings_survive_an_interruption(scored, tmp_path):
+    class Cut(FakeScorer):
+        def detect(self, images):
+            if self.faces_asked >= 9:
+                raise KeyboardInterrupt
+            return super().detect(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(Cut(), batch_size=3)
+    after, fresh = FakeScorer(), FakeScorer()
+    scored(after)
+    scored(fresh, cache=tmp_path / "other")
+    assert after.faces_asked == fresh.faces_asked - 9
+
+
+def test_scores_on_disk(scored, world, tmp_path):
+    frame = scored()
+    write_scores(world.images / "scores.parquet", frame)
+    back = read_scores([world.images / "scores.parquet", world.images / "scores.parquet"])
+    assert len(back) == len(frame)
+    numbers = ["clip_t", "clip_i", "face_found", "test_photos", *FACES]
+    assert back[numbers].equals(frame[numbers])
+    assert back[["file", "reference"]].equals(frame[["file", "reference"]])
+
+    shutil.move(world.images.parent, tmp_path.parent / "moved")
+    moved = read_scores([tmp_path.parent / "moved" / "out" / "scores.parquet"])
+    assert str(tmp_path.parent / "moved" / "out" / "images") in moved["file"].iloc[0]
+    shutil.move(tmp_path.parent / "moved", world.images.parent)
+    (tmp_path / "broken.parquet").write_bytes(b"no table")
+    with pytest.raises(UserError, match="cannot read scores"):
+        read_scores([tmp_path / "broken.parquet"])
+    with pytest.raises(UserError, match="there are no scores"):
+        read_scores([])
+
+
+def test_bad_manifests(scored, world):
+    known = [subject for subject in world.subjects if subject.identity != "dan"]
+    with pytest.raises(UserError, match="dan"):
+        scored(subjects=known)
+    (world.images / world.records[3].file).unlink()
+    with pytest.raises(UserError, match="an image is gone"):
+        scored()
+    with pytest.raises(UserError, match="cannot read the list"):
+        scored(manifests=[world.images / "nothing"])
+    (world.images / "manifest.jsonl").write_text('{"file": "x"}\n')
+    with pytest.raises(UserError, match="line 1"):
+        scored()
+
+
+def test_clip_i_wants_the_same_noise_and_setting(scored, world):
+    records = [dataclasses.replace(record, steps=30) if record.method == "lora" else record for record in world.records]
+    write_manifest(world.images / "manifest.jsonl", records)
+    frame = scored()
+    assert frame.query("method == 'lora' and part == 'ffhq'")["clip_i"].isna().all()
+    assert frame.query("method == 'lora_aug' and part == 'ffhq'")["clip_i"].notna().all()
+
+
+def test_a_scorers_fingerprint_is_its_content(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"same")
+    print_a, print_b = (
+        scorer_fingerprint({"embedder": {"path": str(tmp_path / name)}, "threshold": 0.9}) for name in ("a", "b")
+    )
+    assert print_a == print_b
+    assert scorer_fingerprint({"embedder": {"path": str(tmp_path / "a")}, "threshold": 0.8}) != print_a
+    (tmp_path / "b" / "weights").write_bytes(b"other")
+    assert scorer_fingerprint({"embedder": {"path": str(tmp_path / "b")}, "threshold": 0.9}) != print_a

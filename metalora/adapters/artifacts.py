@@ -1,6 +1,7 @@
 """What adapters are on disk: the prior (Meta-Down alone) and the plain LoRA that users get. Safetensors only."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,7 @@ def save_prior(
         "backbone_fingerprint": backbone_fingerprint,
         "meta_rank": str(bank.meta_rank),
     }
-    with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    _write(Path(path), tensors, metadata=header)
 
 
 def load_prior(path: Path) -> Prior:
@@ -117,8 +117,7 @@ def save_lora(path: Path, lora: LoraFile) -> None:
     for name in lora.down:
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = lora.down[name].contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = lora.up[name].contiguous()
-    with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={**lora.metadata, "format": LORA_FORMAT})
+    _write(Path(path), tensors, metadata={**lora.metadata, "format": LORA_FORMAT})
 
 
 def load_lora(path: Path) -> LoraFile:
@@ -142,6 +141,20 @@ def load_lora(path: Path) -> LoraFile:
 
 def _layer(key: str, suffix: str) -> str:
     return key[len(_PREFIX) : -len(suffix)] if key.startswith(_PREFIX) and key.endswith(suffix) else ""
+
+
+def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:
+    """safetensors keeps metadata in a hash map of random order; sorted, equal adapters are equal files bit for bit."""
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+        with temporary.open("r+b") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+            assert len(sorted_header) == length
+            file.seek(8)
+            file.write(sorted_header)
 
 
 def _read(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

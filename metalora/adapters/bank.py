@@ -9,13 +9,18 @@ Shape legend: K identities, P numbers per identity, B batch, I in, O out, R r1, 
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalora.adapters.linear import LayerSlot
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
 from metalora.core.lora import LayerShape, collapse, kaiming_uniform
+
+
+def row_sizes(layers: Mapping[str, LayerShape], *, rank: int, meta_rank: int | None) -> list[int]:
+    """How many numbers of an identity's row belong to each layer: Mid (or Down) and Up in turn; their sum is P."""
+    pairs = ((rank * (meta_rank or shape.in_features), shape.out_features * rank) for shape in layers.values())
+    return [size for pair in pairs for size in pair]
 
 
 class AdapterBank(nn.Module):
@@ -50,11 +55,10 @@ class AdapterBank(nn.Module):
             )
         self.layers = dict(layers)
         self.rank, self.meta_rank, self.seed = rank, meta_rank, seed
-        self._sizes: list[int] = []
-        self.slots: dict[str, LayerSlot] = {}
-        for name, shape in self.layers.items():
-            self._sizes += [rank * (meta_rank or shape.in_features), shape.out_features * rank]
-            self.slots[name] = LayerSlot(rank, shape.in_features, shape.out_features)
+        self._sizes = row_sizes(self.layers, rank=rank, meta_rank=meta_rank)
+        self.slots = {
+            name: LayerSlot(rank, shape.in_features, shape.out_features) for name, shape in self.layers.items()
+        }
         self.meta_down = nn.ParameterDict()
         if meta_rank is not None:
             for name, shape in self.layers.items():
@@ -113,7 +117,7 @@ class AdapterBank(nn.Module):
         """
         if len(self.rows) == 1:
             rows_B = rows_B[:1]
-        looked_up_BP = F.embedding(rows_B.to(self.rows.device), self.rows, sparse=True)
+        looked_up_BP = torch.nn.functional.embedding(rows_B.to(self.rows.device), self.rows, sparse=True)
         self._pieces = looked_up_BP.split(self._sizes, dim=1)
         self._fill_slots()
 
@@ -125,11 +129,11 @@ class AdapterBank(nn.Module):
     def _fill_slots(self) -> None:
         pieces = self._pieces
         for index, (name, slot) in enumerate(self.slots.items()):
-            slot.first_BN = None if pieces is None else pieces[2 * index]
-            slot.up_BN = None if pieces is None else pieces[2 * index + 1]
+            slot.first = None if pieces is None else pieces[2 * index]
+            slot.up = None if pieces is None else pieces[2 * index + 1]
             if self.meta_rank is not None:
                 meta_down_RI = self.meta_down_of(name)
-                slot.meta_down_RI = meta_down_RI if self._train_meta_down else meta_down_RI.detach()
+                slot.meta_down = meta_down_RI if self._train_meta_down else meta_down_RI.detach()
 
     def _of_row(self, row: int) -> dict[str, tuple[Tensor, Tensor]]:
         pieces = self.rows.detach()[row].split(self._sizes)

@@ -11,7 +11,7 @@ from types import MethodType
 from torch import Tensor, nn
 
 from metalora.adapters.bank import AdapterBank
-from metalora.adapters.linear import LayerSlot, adapted_linear
+from metalora.adapters.linear import adapted_linear
 from metalora.core.errors import UserError
 from metalora.core.lora import LayerShape
 
@@ -68,12 +68,4 @@ def eject(injection: Injection) -> None:
 
 
 def _forward(self: nn.Linear, x: Tensor) -> Tensor:
-    slot: LayerSlot = self.adapter_slot  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-    plain = type(self) is nn.Linear
-    return adapted_linear(
-        x,
-        slot=slot,
-        base=MethodType(type(self).forward, self),
-        weight_OI=self.weight if plain else None,
-        bias_O=self.bias if plain else None,
-    )
+    return adapted_linear(self, x, slot=vars(self)["adapter_slot"])

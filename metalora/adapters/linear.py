@@ -8,13 +8,11 @@ torch.compile, quantized layers, few tokens) `adapter_update` is added to what t
 Shape legend: B samples of the route, L tokens, I in, O out, R r1, S r2; X is R for a Mid and I for a plain Down.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from metalora.core.lora import adapter_update, collapse, merges
@@ -22,58 +20,60 @@ from metalora.core.lora import adapter_update, collapse, merges
 
 @dataclass
 class LayerSlot:
-    """What one layer reads in a forward: refilled by every `AdapterBank.set_route`, empty when there is no route."""
+    """What one layer reads in a forward: refilled by every `AdapterBank.set_route`, empty when there is no route.
+
+    Attributes:
+        meta_down: [R, I], shared by the batch; None for plain LoRA.
+        first: every sample's Mid [S, R] (or Down [S, I]), flat: [B, S * X].
+        up: every sample's Up [O, S], flat: [B, O * S].
+    """
 
     rank: int
     in_features: int
     out_features: int
-    meta_down_RI: Tensor | None = None
-    first_BN: Tensor | None = None
-    """Mid [S, R] (or Down [S, I]) of every sample, flat."""
-    up_BN: Tensor | None = None
-    """Up [O, S] of every sample, flat."""
+    meta_down: Tensor | None = None
+    first: Tensor | None = None
+    up: Tensor | None = None
 
 
-def adapted_linear(
-    x: Tensor, *, slot: LayerSlot, base: Callable[[Tensor], Tensor], weight_OI: Tensor | None, bias_O: Tensor | None
-) -> Tensor:
-    """The base layer's output plus the routed update.
+def adapted_linear(layer: nn.Linear, x: Tensor, *, slot: LayerSlot) -> Tensor:
+    """The layer's own output plus the routed update.
 
     Args:
+        layer: any Linear; its class's forward is the base.
         x: [B, I], [B, L, I] or with more token dimensions. A route of one sample serves a batch of any size.
-        base: the untouched layer.
-        weight_OI: its weight if it is a plain nn.Linear, else None.
     """
-    first_BN, up_BN, meta_down_RI = slot.first_BN, slot.up_BN, slot.meta_down_RI
-    if first_BN is None or up_BN is None:
-        return base(x)
-    samples = first_BN.shape[0]
+    base_forward = type(layer).forward
+    if slot.first is None or slot.up is None:
+        return base_forward(layer, x)
+    meta_down_RI, samples = slot.meta_down, slot.first.shape[0]
     assert samples in (1, x.shape[0]), f"a route of {samples} samples met a batch of {x.shape[0]}"
-    first_BSX = first_BN.view(samples, slot.rank, -1)
-    up_BOS = up_BN.view(samples, slot.out_features, slot.rank)
+    first_BSX = slot.first.view(samples, slot.rank, -1)
+    up_BOS = slot.up.view(samples, slot.out_features, slot.rank)
     tokens = x.numel() // (samples * slot.in_features)
-    if weight_OI is not None and _is_plain(x, weight_OI) and merges(tokens=tokens, rank=slot.rank):
+    if merges(tokens=tokens, rank=slot.rank) and _is_plain(layer, x):
         down_BSI = first_BSX if meta_down_RI is None else collapse(meta_down_RI, first_BSX)
-        return FrozenLinearPlusLora.apply(x, weight_OI, bias_O, down_BSI.to(x.dtype), up_BOS.to(x.dtype))
-    y = base(x)
+        return FrozenLinearPlusLora.apply(x, layer.weight, layer.bias, down_BSI.to(x.dtype), up_BOS.to(x.dtype))
+    y = base_forward(layer, x)
     x_BLI = x.to(y.dtype).reshape(samples, -1, slot.in_features)
     return y + adapter_update(x_BLI, meta_down_RI=meta_down_RI, first_BSX=first_BSX, up_BOS=up_BOS).view(y.shape)
 
 
-def _is_plain(x: Tensor, weight_OI: Tensor) -> bool:
+def _is_plain(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether the hand-written forward and backward are the layer's: no subclass, no casts, no compiler."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
-    return weight_OI.dtype == x.dtype and not weight_OI.requires_grad
+    return type(layer) is nn.Linear and layer.weight.dtype == x.dtype and not layer.weight.requires_grad
 
 
 class FrozenLinearPlusLora(torch.autograd.Function):
-    """W0 x + b + Up Down x with frozen W0 and b: nothing of size L x O is saved, no gradient of size L x I is copied."""
+    """W0 x + b + Up Down x with frozen W0 and b; of full size only x is saved, and its gradient is written once."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_BSI: Tensor, up_BOS: Tensor
     ) -> Tensor:
-        y = F.linear(x, weight_OI, bias_O)
+        y = torch.nn.functional.linear(x, weight_OI, bias_O)
         samples, out_features, _ = up_BOS.shape
         x_BLI = x.reshape(samples, -1, x.shape[-1])
         z_BLS = torch.bmm(x_BLI, down_BSI.mT)

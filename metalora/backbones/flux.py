@@ -31,7 +31,7 @@ def load_flux(
     path: str | Path,
     *,
     name: str,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
     max_text_tokens: int = 512,
     gradient_checkpointing: bool = False,
@@ -41,6 +41,7 @@ def load_flux(
     Args:
         path: directory as saved by `FluxPipeline.save_pretrained`.
         name: the backbone's name in the configuration.
+        dtype: a torch dtype or its name, "float32", "bfloat16" or "float16".
         max_text_tokens: T5 tokens per caption, padding included.
 
     Raises:
@@ -51,11 +52,20 @@ def load_flux(
     return FluxBackbone(
         folder,
         name=name,
-        dtype=dtype,
+        dtype=_dtype(dtype),
         device=torch.device(device),
         max_text_tokens=max_text_tokens,
         gradient_checkpointing=gradient_checkpointing,
     )
+
+
+def _dtype(name: torch.dtype | str) -> torch.dtype:
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in names:
+        raise UserError("unknown precision", expected=", ".join(names), got=name, key="backbone.dtype")
+    return names[name]
 
 
 class FluxBackbone:
@@ -94,9 +104,11 @@ class FluxBackbone:
             transformer = FluxTransformer2DModel.from_pretrained(
                 self.folder, subfolder="transformer", dtype=self.dtype, **_LOCAL
             )
+        transformer.requires_grad_(False).eval()
+        nn.Module.to(transformer, self.device)
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        return transformer.requires_grad_(False).eval().to(self.device)
+        return transformer
 
     @cached_property
     def vae_factor(self) -> int:
@@ -123,12 +135,13 @@ class FluxBackbone:
         tokens_BLD, pooled_BP, _ = pipeline.encode_prompt(
             prompt=list(captions), prompt_2=None, device=self.device, max_sequence_length=self.max_text_tokens
         )
+        assert tokens_BLD is not None and pooled_BP is not None
         return TextEmbedding(tokens_BLD=tokens_BLD, pooled_BP=pooled_BP)
 
     def predict(self, x_t_BCHW: Tensor, *, t_B: Tensor, text: TextEmbedding, guidance: float) -> Tensor:
         """Velocity (noise - latents) at time t in [0, 1], 1 = noise; [B, C, H, W] in the transformer's dtype."""
         transformer = self.transformer
-        batch, channels, height, width = x_t_BCHW.shape
+        batch, _, height, width = x_t_BCHW.shape
         hidden_BTC = pack(x_t_BCHW.to(self.device, self.dtype))
         guidance_B = None
         if transformer.config.guidance_embeds:
@@ -140,9 +153,7 @@ class FluxBackbone:
             pooled_projections=text.pooled_BP.to(self.device, self.dtype),
             encoder_hidden_states=text.tokens_BLD.to(self.device, self.dtype),
             txt_ids=torch.zeros(text.tokens_BLD.shape[1], 3, device=self.device, dtype=self.dtype),
-            img_ids=FluxPipeline._prepare_latent_image_ids(  # noqa: SLF001
-                batch, height // 2, width // 2, self.device, self.dtype
-            ),
+            img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, self.device, self.dtype),
             return_dict=False,
         )[0]
         return unpack(velocity_BTC, height=height, width=width)
@@ -182,12 +193,12 @@ class FluxBackbone:
 def pack(latents_BCHW: Tensor) -> Tensor:
     """2x2 latents into a token: [B, H/2 * W/2, 4C]."""
     batch, channels, height, width = latents_BCHW.shape
-    return FluxPipeline._pack_latents(latents_BCHW.contiguous(), batch, channels, height, width)  # noqa: SLF001
+    return FluxPipeline._pack_latents(latents_BCHW.contiguous(), batch, channels, height, width)
 
 
 def unpack(packed_BTC: Tensor, *, height: int, width: int) -> Tensor:
     """The inverse of `pack`, to latents of the given height and width."""
-    return FluxPipeline._unpack_latents(packed_BTC, height, width, vae_scale_factor=1)  # noqa: SLF001
+    return FluxPipeline._unpack_latents(packed_BTC, height, width, vae_scale_factor=1)
 
 
 def _check_directory(folder: Path) -> None:

@@ -8,10 +8,11 @@ from omegaconf import DictConfig
 from metalora.core.atomic import atomic_path
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
 from metalora.evaluation.score import score_images
-from metalora.people.benchmark import Benchmark, PromptSets, load_benchmark, load_prompts
+from metalora.people.benchmark import Benchmark, load_benchmark, load_prompts
 from metalora.tasks.artifact import Artifact, stored_hash
 from metalora.tasks.prepare import ensure_benchmark
 from metalora.tasks.progress import Board, Progress
+from metalora.tasks.report import study_hash
 from metalora.tasks.setting import Setting, set_threads
 
 
@@ -44,6 +45,7 @@ def evaluate(
     chosen = setting["benchmark"]
     config = {
         "task": "evaluate",
+        "study": study_hash(setting),
         "benchmark": {key: chosen[key] for key in ("name", "face_part", "clip_part")},
         "scorer": scorer_fingerprint(setting["scorer"]),
     }
@@ -57,7 +59,8 @@ def evaluate(
     frame = score_images(
         images,
         benchmark.subjects,
-        prompts=prompt_ids(prompts, face_part=chosen["face_part"], clip_part=chosen["clip_part"]),
+        face_prompts=prompts.ids("frontal"),
+        clip_prompts=prompts.ids("clip"),
         scorers=scorers_of(setting),
         cache=setting.cache_root / "scores",
         face_part=chosen["face_part"],
@@ -68,11 +71,3 @@ def evaluate(
         frame.to_parquet(temporary)
     artifact.finish(rows=len(frame))
     return scores
-
-
-def prompt_ids(prompts: PromptSets, *, face_part: str, clip_part: str) -> dict[str, frozenset[str]]:
-    """Which prompts each part of the benchmark is drawn with; one part may serve for both."""
-    found: dict[str, frozenset[str]] = {}
-    for part, kind in ((face_part, "frontal"), (clip_part, "clip")):
-        found[part] = found.get(part, frozenset()) | prompts.ids(kind)
-    return found

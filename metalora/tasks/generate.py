@@ -19,10 +19,10 @@ def run(cfg: DictConfig) -> None:
     setting = Setting.of(cfg)
     set_threads(setting)
     lora = Path(setting["lora"]) if setting["lora"] else None
-    prompts = setting["prompts"] if isinstance(setting["prompts"], list) else [setting["prompts"]]
+    prompts = setting["prompt"] if isinstance(setting["prompt"], list) else [setting["prompt"]]
     seeds = setting["seeds"] if isinstance(setting["seeds"], list) else [setting["seeds"]]
     if not prompts or not seeds:
-        raise UserError("nothing to generate", expected="at least one prompt and one seed", key="prompts, seeds")
+        raise UserError("nothing to generate", expected="at least one prompt and one seed", key="prompt, seeds")
     metadata = load_lora(lora).metadata if lora else {}
     jobs = [
         GenerationJob(

@@ -4,6 +4,7 @@ The work is cut into jobs: one prior per class, one job per (method, class) at t
 ranks, every job finds what the others share already made.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob
 from metalora.people.benchmark import Prompt, Subject, load_benchmark, load_prompts
 from metalora.people.folder import PersonFolder
+from metalora.reporting.report import Report
 from metalora.tasks.evaluate import evaluate
 from metalora.tasks.generate import generate
 from metalora.tasks.meta_train import artifact_of as prior_artifact
@@ -23,7 +25,7 @@ from metalora.tasks.meta_train import meta_train
 from metalora.tasks.personalize import personalize
 from metalora.tasks.prepare import ensure_benchmark, ensure_stage1
 from metalora.tasks.progress import Board, Progress
-from metalora.tasks.report import report
+from metalora.tasks.report import facts_of, report, study_hash
 from metalora.tasks.setting import Setting
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
@@ -56,19 +58,23 @@ def run(cfg: DictConfig) -> None:
             for class_noun in setting["classes"]:
                 ensure_stage1(setting, class_noun=class_noun, progress=board.reporter("prepare"))
         board.finish("prepare")
-        scored: list[Path] = []
+        study, started = study_hash(setting), time.monotonic()
+        folder = Path(setting["paths.outputs"]) / setting["name"]
 
-        def finished(name: str, result: Any) -> None:
+        def refresh() -> Report:
+            wall = {"this run, wall clock": round(time.monotonic() - started, 1)}
+            return report(folder, study=study, headline=setting["headline"], facts=facts_of(setting), wall=wall)
+
+        def finished(name: str, result: Path) -> None:
             board.say(f"done: {name}")
             if name.startswith("score"):
-                scored.append(result)
-                report(setting, scores=scored)
+                refresh()
 
         run_jobs(jobs_of(setting), workers=workers, threads=threads, board=board, finished=finished)
-        outcome = report(setting, scores=scored)
-    print(outcome.table)
+        outcome = refresh()
+    print(outcome.text)
     print(outcome.headline)
-    print(f"report: {outcome.page}")
+    print(f"report: {outcome.index}")
 
 
 def jobs_of(setting: Setting) -> list[Job]:

@@ -42,6 +42,11 @@ class Setting:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen base model."""
+        import diffusers
+        import transformers
+
+        diffusers.utils.logging.disable_progress_bar()  # their bars would break ours
+        transformers.utils.logging.disable_progress_bar()
         return _instantiate(self["backbone"])
 
     @cached_property

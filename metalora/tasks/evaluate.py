@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from metalora.core.atomic import atomic_path
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
 from metalora.evaluation.score import score_images
-from metalora.people.benchmark import Benchmark, load_benchmark, load_prompts
+from metalora.people.benchmark import Subject, load_benchmark, load_prompts
 from metalora.tasks.artifact import Artifact, stored_hash
 from metalora.tasks.prepare import ensure_benchmark
 from metalora.tasks.progress import Board, Progress
@@ -39,9 +39,18 @@ def scorers_of(setting: Setting) -> Scorers:
 
 
 def evaluate(
-    setting: Setting, *, images: Sequence[Path], label: str, benchmark: Benchmark | None = None, progress: Progress
+    setting: Setting,
+    *,
+    images: Sequence[Path],
+    label: str,
+    subjects: Sequence[Subject] | None = None,
+    progress: Progress,
 ) -> Path:
-    """Score folders of images (the base's among them for CLIP-I); returns scores.parquet."""
+    """Score folders of images (the base's among them for CLIP-I); returns scores.parquet.
+
+    Args:
+        subjects: whom images may show; the whole benchmark by default.
+    """
     chosen = setting["benchmark"]
     config = {
         "task": "evaluate",
@@ -54,11 +63,10 @@ def evaluate(
     scores = artifact.folder / "scores.parquet"
     if artifact.complete and scores.is_file():
         return scores
-    benchmark = benchmark or load_benchmark(Path(chosen["root"]))
     prompts = load_prompts(Path(chosen["prompts"]))
     frame = score_images(
         images,
-        benchmark.subjects,
+        subjects or load_benchmark(Path(chosen["root"])).subjects,
         face_prompts=prompts.ids("frontal"),
         clip_prompts=prompts.ids("clip"),
         scorers=scorers_of(setting),

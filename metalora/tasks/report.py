@@ -47,7 +47,7 @@ def study_hash(setting: Setting) -> str:
             "backbone": setting.backbone_key,
             "people": {key: setting["people"][key] for key in ("kind", "count", "photos")},
             "sampling": sampling,
-            "protocol": setting.values.get("protocol", ""),
+            "protocol": setting["protocol"],
             "benchmark": setting["benchmark.name"],
         }
     )
@@ -57,7 +57,7 @@ def facts_of(setting: Setting) -> dict[str, str]:
     """How a study was run, for the report's head."""
     return {
         "command": f"metalora reproduce experiment={setting['backbone.name']}/reproduce",
-        "protocol": setting["protocol"],
+        "protocol": setting["protocol.name"],
         "learning rate": f"{setting['learning_rate']:g}, the same for all methods",
         "Meta-Down rank": str(setting["meta_rank"]),
         "seed": str(setting["seed"]),

@@ -6,7 +6,6 @@ ranks, every job finds what the others share already made.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,6 @@ from metalora.tasks.report import facts_of, report, study_hash
 from metalora.tasks.setting import Setting
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How much of the benchmark a run draws; None is all."""
-
-    single_photo_people: int | None
-    """Per class."""
-    clip_prompts: int | None
-    """Scene and style prompts per person."""
-    seeds: tuple[int, ...]
-
-
-PROTOCOLS = {"quick": Protocol(8, 10, (0,)), "full": Protocol(None, None, (0, 1, 2, 3, 4))}
 
 
 def run(cfg: DictConfig) -> None:
@@ -78,16 +63,16 @@ def run(cfg: DictConfig) -> None:
 
 
 def jobs_of(setting: Setting) -> list[Job]:
-    """The jobs of one rank. Priors come first: most waits for them."""
+    """The jobs of one rank. The base comes first (CLIP-I compares with it), then the priors: most waits for them."""
     values, rank = setting.values, setting["rank"]
-    jobs = [Job(f"score base {noun}", score_base, (values, noun), priority=1) for noun in setting["classes"]]
+    jobs = [Job(f"score base {noun}", score_base, (values, noun), priority=4) for noun in setting["classes"]]
     for noun in setting["classes"]:
         if "meta_lora" in setting["methods"]:
             jobs.append(Job(f"meta-train {noun}", _meta_train, (values, noun), priority=3))
         for method in setting["methods"]:
-            needs = (f"meta-train {noun}",) if method == "meta_lora" else ()
+            needs = [f"score base {noun}"] + ([f"meta-train {noun}"] if method == "meta_lora" else [])
             name = f"score {method} rank {rank} {noun}"
-            jobs.append(Job(name, score_method, (values, method, noun), needs=needs, priority=2))
+            jobs.append(Job(name, score_method, (values, method, noun), needs=tuple(needs), priority=2))
     return jobs
 
 
@@ -99,7 +84,13 @@ def score_base(values: Mapping[str, Any], class_noun: str, *, progress: Progress
     """Images of the untouched base and their scores: where every method starts, and what CLIP-I compares with."""
     setting = Setting(values)
     folder = generate(setting, jobs=_base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
-    return evaluate(setting, images=[folder], label=f"base-{class_noun}", progress=progress)
+    return evaluate(
+        setting,
+        images=[folder],
+        subjects=subjects_of(setting, class_noun),
+        label=f"base-{class_noun}",
+        progress=progress,
+    )
 
 
 def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, progress: Progress) -> Path:
@@ -127,39 +118,33 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
         for iterations in setting.iterations
         for subject in subjects
         for prompt in prompts_of(setting, subject)
-        for seed in protocol_of(setting).seeds
+        for seed in setting["protocol.seeds"]
     ]
     label = f"{method}-r{setting['rank']}-{class_noun}"
     images = generate(setting, jobs=jobs, label=label, progress=progress)
     base = generate(setting, jobs=_base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
-    return evaluate(setting, images=[images, base], label=label, progress=progress)
-
-
-def protocol_of(setting: Setting) -> Protocol:
-    """The protocol that `protocol=` names."""
-    return PROTOCOLS[setting["protocol"]]
+    return evaluate(setting, images=[images, base], subjects=subjects, label=label, progress=progress)
 
 
 def subjects_of(setting: Setting, class_noun: str) -> list[Subject]:
     """The benchmark's people of one class under the protocol: all with several photos, some with one."""
-    chosen = setting["benchmark"]
-    limit = protocol_of(setting).single_photo_people
+    chosen, protocol = setting["benchmark"], setting["protocol"]
     people = [s for s in load_benchmark(Path(chosen["root"])).subjects if s.class_noun == class_noun]
-    faces = [s for s in people if s.part == chosen["face_part"]]
+    faces = [s for s in people if s.part == chosen["face_part"]][: protocol["several_photo_people"]]
     if chosen["clip_part"] == chosen["face_part"]:
         return faces
-    return faces + [s for s in people if s.part == chosen["clip_part"]][:limit]
+    return faces + [s for s in people if s.part == chosen["clip_part"]][: protocol["single_photo_people"]]
 
 
 def prompts_of(setting: Setting, subject: Subject) -> list[Prompt]:
     """The prompts a subject is drawn with: frontal ones for face scores, scenes and styles for CLIP scores."""
-    chosen = setting["benchmark"]
+    chosen, protocol = setting["benchmark"], setting["protocol"]
     prompts = load_prompts(Path(chosen["prompts"]))
     found: list[Prompt] = []
     if subject.part == chosen["face_part"]:
-        found += prompts.of("frontal", subject.class_noun)
+        found += prompts.of("frontal", subject.class_noun)[: protocol["frontal_prompts"]]
     if subject.part == chosen["clip_part"]:
-        found += prompts.of("clip", subject.class_noun)[: protocol_of(setting).clip_prompts]
+        found += prompts.of("clip", subject.class_noun)[: protocol["clip_prompts"]]
     return found
 
 
@@ -168,7 +153,7 @@ def _base_jobs(setting: Setting, class_noun: str) -> list[GenerationJob]:
     return [
         GenerationJob("base", class_noun, "base", 0, 0, None, prompt.id, prompt.text, seed)
         for prompt in prompts.values()
-        for seed in protocol_of(setting).seeds
+        for seed in setting["protocol.seeds"]
     ]
 
 
@@ -180,8 +165,6 @@ def _check(setting: Setting) -> None:
     unknown: Sequence[str] = [name for name in setting["methods"] if name not in METHODS]
     if unknown:
         raise UserError("unknown method", expected=", ".join(METHODS), got=", ".join(unknown), key="methods")
-    if setting["protocol"] not in PROTOCOLS:
-        raise UserError("unknown protocol", expected=", ".join(PROTOCOLS), got=setting["protocol"], key="protocol")
     if setting["rank"] > setting["meta_rank"]:
         raise UserError(
             "the rank is larger than Meta-Down's",

@@ -105,12 +105,12 @@ def encode_pictures(pictures: Sequence[TrainingPicture], backbone: Backbone, *, 
         for start in range(0, len(places), per_batch):
             batch = places[start : start + per_batch]
             pixels_B3HW = to_pixels([pictures[place].pixels for place in batch])
-            with torch.inference_mode():
+            with torch.no_grad():
                 plain_BCHW, mirrored_BCHW = (
                     backbone.encode_image(torch.cat([pixels_B3HW, pixels_B3HW.flip(-1)])).cpu().chunk(2)
                 )
             for place, plain, mirrored in zip(batch, plain_BCHW, mirrored_BCHW, strict=True):
-                latents[place] = torch.stack([plain, mirrored]).clone()
+                latents[place] = torch.stack([plain, mirrored])
     return [latents[place] for place in range(len(pictures))]
 
 

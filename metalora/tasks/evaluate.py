@@ -77,5 +77,5 @@ def evaluate(
     )
     with atomic_path(scores) as temporary:
         frame.to_parquet(temporary)
-    artifact.finish(rows=len(frame))
+    artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"])
     return scores

@@ -1,0 +1,50 @@
+"""Print the learning-rate table from validation people and the rate the protocol chooses.
+
+    python -m experiments.learning_rate.choose [outputs/learning_rate]
+
+The rate that serves all methods is the one with the highest validation R-FaceSim of LoRA+aug at 625 iterations among
+those whose CLIP-T is at most 0.03 below the untouched base; each method's own best is shown beside it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from metalora.core.contracts import METHODS
+from metalora.core.errors import UserError
+from metalora.evaluation.curves import BOTH, CellKey, cell, cell_keys, choose_learning_rate
+from metalora.evaluation.score import read_scores
+
+
+def scores_by_rate(folder: Path) -> dict[float, pd.DataFrame]:
+    """The score tables of every learning rate that was run in an experiment folder."""
+    files: dict[float, list[Path]] = {}
+    for manifest in sorted((folder / "evaluate").glob("*/manifest.json")):
+        rate = float(json.loads(manifest.read_text())["learning_rate"])
+        files.setdefault(rate, []).append(manifest.parent / "scores.parquet")
+    if not files:
+        raise UserError("no scores to choose from", expected="evaluate/*/scores.parquet", got=str(folder))
+    return {rate: read_scores(paths) for rate, paths in sorted(files.items())}
+
+
+def main(folder: Path) -> None:
+    """Print every rate, method and checkpoint, then the choice."""
+    tables = scores_by_rate(folder)
+    print(f"{'rate':>8} {'method':<10} {'iterations':>10} {'R-FaceSim':>10} {'CLIP-T':>8} {'faces found':>12}")
+    for rate, scores in tables.items():
+        for key in cell_keys(scores):
+            found = cell(scores, key, class_noun=BOTH).scores
+            print(
+                f"{rate:>8g} {key.method:<10} {key.iterations:>10} {found['r_face_sim'].mean:>10.3f} "
+                f"{found['clip_t'].mean:>8.3f} {found['face_found'].mean:>12.2f}"
+            )
+    for method in METHODS:
+        usable = {rate: scores for rate, scores in tables.items() if CellKey(method, 1, 625) in cell_keys(scores)}
+        if usable:
+            print(f"{method}: {choose_learning_rate(usable, method=method)}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/learning_rate"))

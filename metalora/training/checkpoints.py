@@ -51,6 +51,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def clear_leftovers(path: Path) -> None:
+    """Remove what a killed write of `path` left beside it."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink()
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Writes beside, fsyncs and renames; loads tensors and plain values only."""
 

@@ -20,7 +20,7 @@ from metalora.core.schedule import SLOTS, BucketPlan
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import IdentityBucketSampler
 from metalora.training.bucket_schedule import BucketSchedule, bank_identities
-from metalora.training.checkpoints import Exporter, StateKeeper, read_state, writing
+from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.configuration import check_file, check_same, people_hash, read_metadata, to_metadata
 from metalora.training.monitor import Metrics, Progress, ProgressReport, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
@@ -163,6 +163,7 @@ def run_meta_training(
 
         def export(iterations: int) -> None:
             for path in missing[iterations]:
+                clear_leftovers(path)
                 with writing(path):
                     save_prior(
                         path,

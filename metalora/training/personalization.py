@@ -18,7 +18,7 @@ from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, Tra
 from metalora.core.errors import UserError
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
-from metalora.training.checkpoints import Exporter, StateKeeper, read_state, writing
+from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, tensors_hash, to_metadata
 from metalora.training.monitor import Metrics, Progress, ProgressReport, due
@@ -206,6 +206,7 @@ def _train(
             path = lora_path(out, identity, iterations)
             facts = {"identity": identity, "caption": captions[identity], "iterations": str(iterations)}
             metadata = {**header, **facts, **to_metadata(configurations[identity])}
+            clear_leftovers(path)
             with writing(path):
                 save_lora(path, bank.collapsed(identity, metadata=metadata))
 

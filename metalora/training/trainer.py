@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from metalora.training.checkpoints import AtomicCheckpointIO, StateKeeper
+from metalora.training.checkpoints import AtomicCheckpointIO, StateKeeper, clear_leftovers
 
 
 def fit(
@@ -30,8 +31,7 @@ def fit(
     Raises:
         KeyboardInterrupt: it was asked to stop; the state is saved.
     """
-    for leftover in keeper.path.parent.glob(f".{keeper.path.name}.*"):  # of a save that was killed
-        leftover.unlink()
+    clear_leftovers(keeper.path)
     with _quiet():
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
@@ -39,7 +39,8 @@ def fit(
             max_steps=keeper.end,
             max_epochs=-1,
             callbacks=[*callbacks, keeper],
-            plugins=[AtomicCheckpointIO()],
+            # One process and one device, also inside a cluster job whose environment Lightning would act upon.
+            plugins=[AtomicCheckpointIO(), LightningEnvironment()],
             logger=logger or False,
             log_every_n_steps=log_every,
             enable_progress_bar=False,
@@ -48,7 +49,7 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=keeper.path.parent,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
     if keeper.interrupted:
         raise KeyboardInterrupt
     assert trainer.global_step == keeper.end, f"stopped at {trainer.global_step} of {keeper.end}"

@@ -72,8 +72,8 @@ def test_a_cohort_gives_everybody_the_lora_of_training_alone(
             for name, tensor in getattr(one, part).items():
                 reference = getattr(other, part)[name]
                 assert reference.any()
-                # Batched products round differently; 20 steps of AdamW keep that below 1e-3 of the largest weight.
-                assert (tensor - reference).abs().max() <= 1e-3 * reference.abs().max(), (part, name)
+                # Batched products round differently; after 20 steps of AdamW that is 4e-5 of a layer's largest weight.
+                assert (tensor - reference).abs().max() <= 4e-4 * reference.abs().max(), (part, name)
 
 
 def test_cohorts_are_split_by_size_and_by_shapes(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:

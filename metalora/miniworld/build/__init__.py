@@ -1,0 +1,1 @@
+"""Building the mini world's tiny models: seeded, checkpointed, resumable, with provenance."""

@@ -1,0 +1,190 @@
+"""Train mini-CLIP: which captions are true of which pictures, a batch at a time.
+
+The mini world knows what is on every picture, so a caption counts as right for every picture of the batch it is true
+of, not only for its own; that leaves no false negatives and every word learns from all pictures.
+Legend: B batch, A attributes, L tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from metalora.miniworld import vocabulary
+from metalora.miniworld.build.data import Corpus, generator
+from metalora.miniworld.build.loop import (
+    Plan,
+    module_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    restore_module,
+    restore_optimizer,
+    run_steps,
+    write_checkpoint,
+)
+from metalora.miniworld.build.models import TEXT_LENGTH, clip_config
+from metalora.miniworld.build.wordlist import make_tokenizer
+from metalora.miniworld.captions import ATTRIBUTES, caption
+from metalora.miniworld.population import CLASS_NOUNS
+from metalora.miniworld.shots import Shot
+
+TRAITS = ("class_noun", *ATTRIBUTES)
+NEUTRAL = "with a neutral expression"
+"""Said of neutral faces in mini-CLIP's captions, as saying nothing means any expression."""
+
+
+@dataclass(frozen=True)
+class ClipRecipe:
+    """Length and sizes of mini-CLIP's training."""
+
+    plan: Plan
+    batch: int = 128
+    rate: float = 1.5e-3
+    seed: int = 13
+
+
+def trait_codes(corpus: Corpus) -> np.ndarray:
+    """Every picture's value of every trait as a small integer, int8 [N, A]."""
+    tables: dict[str, list[str]] = {"class_noun": list(CLASS_NOUNS)}
+    for name in ATTRIBUTES:
+        tables[name] = list(getattr(vocabulary, f"{name.upper()}S"))
+    columns = [corpus.table[name].map({value: code for code, value in enumerate(tables[name])}) for name in TRAITS]
+    return np.stack(columns, axis=1).astype(np.int8)
+
+
+def describe(rng: np.random.Generator, class_noun: str, shot: Shot) -> tuple[str, np.ndarray]:
+    """A caption that tells a random subset of the traits (class always), and the mask of those traits [A]."""
+    share = rng.uniform(0.15, 0.9)
+    include = {name for name in ATTRIBUTES if rng.random() < share}
+    if not include:
+        include = {str(rng.choice(ATTRIBUTES))}
+    text = caption(class_noun, shot, include=include)
+    told = np.array([True, *(name in include for name in ATTRIBUTES)])
+    if shot.framing == "portrait":
+        told[TRAITS.index("framing")] = False  # a portrait's framing goes without saying
+    if "expression" in include and shot.expression == "neutral":
+        head, comma, rest = text.partition(",")
+        place = head.index(f"of a {class_noun}") + len(f"of a {class_noun}")
+        text = f"{head[:place]} {NEUTRAL}{head[place:]}{comma}{rest}"
+        if len(text.replace(",", " ,").split()) >= TEXT_LENGTH:
+            return caption(class_noun, shot, include=include - {"expression"}), told & (
+                np.array(TRAITS) != "expression"
+            )
+    return text, told
+
+
+def matching_loss(logits_BB: Tensor, truth_BB: Tensor) -> Tensor:
+    """Cross entropy both ways against uniform weights over all true pairs; rows are pictures, columns captions."""
+    rows = -(functional.log_softmax(logits_BB, 1) * truth_BB).sum(1) / truth_BB.sum(1)
+    columns = -(functional.log_softmax(logits_BB, 0) * truth_BB).sum(0) / truth_BB.sum(0)
+    return (rows.mean() + columns.mean()) / 2
+
+
+def make_clip(*, seed: int) -> torch.nn.Module:
+    """An untrained mini-CLIP of open_clip's own class."""
+    torch.manual_seed(seed)
+    config = clip_config(vocabulary=len(make_tokenizer()))
+    config["text_cfg"] = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
+    return open_clip.CLIP(**config)
+
+
+def clip_pixels(images_BCHW: Tensor) -> Tensor:
+    """Pictures of any shape as mini-CLIP sees them: squashed to 64 x 64, [-1, 1]."""
+    if images_BCHW.shape[-2:] == (64, 64):
+        return images_BCHW
+    return functional.interpolate(
+        images_BCHW, size=(64, 64), mode="bicubic", align_corners=False, antialias=True
+    ).clamp(-1, 1)
+
+
+def _augment(images_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Slight zoom, shift and blur: generated pictures are softer than rendered ones. No mirror: left is a word."""
+    count = len(images_BCHW)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = torch.from_numpy(rng.uniform(0.92, 1.04, count)).float()
+    theta[:, :, 2] = torch.from_numpy(rng.uniform(-0.05, 0.05, (count, 2))).float()
+    grid = functional.affine_grid(theta, list(images_BCHW.shape), align_corners=False)
+    x = functional.grid_sample(images_BCHW, grid, padding_mode="reflection", align_corners=False)
+    soft = torch.from_numpy(rng.random(count) < 0.25)[:, None, None, None]
+    blurred = functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = torch.where(soft, (x + blurred) / 2, x)
+    noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+    return x + noise * torch.from_numpy(rng.uniform(0, 0.05, (count, 1, 1, 1)).astype(np.float32))
+
+
+def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool = False) -> dict[str, float]:
+    """Train and leave `state/clip.safetensors`; continues from it when it is there.
+
+    Returns:
+        Steps, samples and seconds of the training.
+    """
+    checkpoint = state / "clip.safetensors"
+    model, tokenizer = make_clip(seed=recipe.seed), make_tokenizer()
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), foreach=True)
+    start, seconds = 0, 0.0
+    if checkpoint.is_file():
+        tensors, notes = read_checkpoint(checkpoint)
+        restore_module(model, tensors, "model.")
+        restore_optimizer(optimizer, tensors, "optimizer.")
+        start, seconds = notes["step"], notes["seconds"]
+    batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=start)
+    codes, nouns, shots = trait_codes(corpus), corpus.table.class_noun.to_list(), corpus.table["shot"].to_list()
+    model.train()
+
+    def one_step(step: int) -> Mapping[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * recipe.plan.rate(step)
+        rng = generator(recipe.seed, "step", step)
+        size, positions = next(batches)
+        told = [describe(rng, nouns[index], Shot.from_json(shots[index])) for index in positions]
+        texts, masks = [text for text, _ in told], np.stack([mask for _, mask in told])
+        ours = codes[positions]
+        truth = (~masks[None] | (ours[:, None] == ours[None])).all(-1)  # [picture, caption]
+        tokens = tokenizer(
+            texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+        ).input_ids
+        images = _augment(clip_pixels(corpus.pixels(size, positions)), rng)
+        seen = functional.normalize(model.encode_image(images), dim=-1)
+        read = functional.normalize(model.encode_text(tokens), dim=-1)
+        logits = model.logit_scale.exp().clamp(max=60) * seen @ read.T
+        loss = matching_loss(logits, torch.from_numpy(truth).float())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        best = logits.detach().argmax(0)
+        right = torch.from_numpy(truth)[best, torch.arange(len(best))].float().mean().item()
+        return {"loss": loss.item(), "right": right}
+
+    def save(step: int, spent: float) -> None:
+        tensors = module_tensors(model, "model.") | optimizer_tensors(optimizer, "optimizer.")
+        write_checkpoint(checkpoint, tensors, notes={"step": step, "seconds": spent})
+
+    if start < recipe.plan.steps:
+        seconds = run_steps(
+            name="mini-CLIP",
+            plan=recipe.plan,
+            start=start,
+            one_step=one_step,
+            save=save,
+            seconds_before=seconds,
+            log=state / "clip.jsonl",
+            batch=recipe.batch,
+            quiet=quiet,
+        )
+    return {"steps": recipe.plan.steps, "samples": recipe.plan.steps * recipe.batch, "seconds": round(seconds, 1)}
+
+
+def trained_clip(*, recipe: ClipRecipe, state: Path) -> torch.nn.Module:
+    """The trained mini-CLIP."""
+    model = make_clip(seed=recipe.seed)
+    restore_module(model, read_checkpoint(state / "clip.safetensors")[0], "model.")
+    return model.eval()

@@ -1,0 +1,383 @@
+"""Train the FLUX transformer and both text encoders by flow matching; processes share one model in shared memory.
+
+x_t = (1 - t) x_0 + t noise, the target is noise - x_0, t = 1 is noise. Weights live in fp32; forward and backward run
+in bf16. In the last part guidance is distilled into the guidance embedding, with the moving average as teacher.
+Legend: B batch, K captions per picture, L text tokens, N image tokens, C channels of a packed token, P parameters.
+"""
+
+import copy
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.multiprocessing as multiprocessing
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from metalora.miniworld.build.data import Corpus, generator, torch_generator
+from metalora.miniworld.build.flat import Moments, Slot, adamw_step, gather, lay_out, muon_step, scatter, share
+from metalora.miniworld.build.forward import rotary, velocity
+from metalora.miniworld.build.loop import Plan, read_checkpoint, run_steps, write_checkpoint
+from metalora.miniworld.build.models import TEXT_LENGTH, FluxModels, make_flux
+from metalora.miniworld.build.wordlist import make_tokenizer
+from metalora.miniworld.captions import sample_caption
+from metalora.miniworld.shots import Shot
+
+
+@dataclass(frozen=True)
+class FluxRecipe:
+    """Length, sizes and rates of the base's training."""
+
+    plan: Plan
+    batch: int = 128
+    muon_rate: float = 2e-3
+    adamw_rate: float = 1.5e-3
+    decay: float = 0.02
+    clip: float = 1.0
+    average: float = 0.999
+    caption_dropout: float = 0.1
+    captions: int = 8
+    distill_from: float = 0.72
+    """Share of the steps after which half of every batch learns guidance."""
+    guidance: tuple[float, float] = (1.0, 5.0)
+    double: int = 3
+    single: int = 3
+    shift: float = 1.0
+    workers: int = 2
+    compile: bool = True
+    seed: int = 14
+
+
+@dataclass(frozen=True)
+class FluxData:
+    """What the base is trained on: latents by size, rows and captions of the pictures that may be used.
+
+    Args:
+        latents: fp16 [N, 8, h, w] by size, all stored pictures.
+        positions: for every size the rows of `latents` that trainings may use.
+        tokens: for every size uint8 [len(positions), K, L]: several captions per picture.
+        empty: the empty caption [L].
+    """
+
+    latents: dict[str, Tensor]
+    positions: dict[str, np.ndarray]
+    tokens: dict[str, Tensor]
+    empty: Tensor
+
+    def share_memory(self) -> None:
+        """Let worker processes map these tensors instead of copying them."""
+        for tensor in (*self.latents.values(), *self.tokens.values(), self.empty):
+            tensor.share_memory_()
+
+
+def caption_tokens(texts: list[str]) -> Tensor:
+    """Token ids [N, L] of captions, padded to the fixed length."""
+    tokenizer = make_tokenizer()
+    encoded = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    return encoded.input_ids
+
+
+def draw_captions(corpus: Corpus, *, captions: int, seed: int) -> dict[str, Tensor]:
+    """Several captions for every picture of a corpus: uint8 [N, K, L] by size, in the table's order."""
+    tokens = {}
+    for size, group in corpus.table.groupby("size", sort=True):
+        rng, texts = generator(seed, "captions", str(size)), []
+        for noun, shot in zip(group.class_noun, group["shot"], strict=True):
+            known = Shot.from_json(shot)
+            texts += [sample_caption(rng, noun, known) for _ in range(captions)]
+        tokens[str(size)] = caption_tokens(texts).to(torch.uint8).view(len(group), captions, TEXT_LENGTH)
+    return tokens
+
+
+def join_data(corpus: Corpus, *, latents: dict[str, Tensor], tokens: dict[str, Tensor]) -> FluxData:
+    """The pictures of `corpus` (a selection) with their latents (of all stored pictures) and captions."""
+    positions = {str(size): group.row.to_numpy() for size, group in corpus.table.groupby("size", sort=True)}
+    return FluxData(latents, positions, tokens, caption_tokens([""])[0].to(torch.uint8))
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """Latents as FLUX's tokens [B, N, 4C], two by two, exactly as FluxPipeline packs them."""
+    batch, channels, height, width = latents_BCHW.shape
+    return FluxPipeline._pack_latents(latents_BCHW, batch, channels, height, width)
+
+
+def image_ids(height: int, width: int) -> Tensor:
+    """Position ids [N, 3] of a picture of height x width packed tokens, as FluxPipeline makes them."""
+    return FluxPipeline._prepare_latent_image_ids(1, height, width, torch.device("cpu"), torch.float32)
+
+
+def draw_time(count: int, *, source: torch.Generator) -> Tensor:
+    """Timesteps in (0, 1), logit-normal (Esser et al. 2024)."""
+    return torch.sigmoid(torch.randn(count, generator=source))
+
+
+def fresh_models(*, vocabulary: int, recipe: FluxRecipe) -> FluxModels:
+    """Untrained models; modulation and output start at zero, so that every block starts as the identity."""
+    models = make_flux(vocabulary=vocabulary, seed=recipe.seed, double=recipe.double, single=recipe.single)
+    transformer = models.transformer
+    zeroed = [transformer.proj_out, transformer.norm_out.linear]
+    zeroed += [x for block in transformer.transformer_blocks for x in (block.norm1.linear, block.norm1_context.linear)]
+    zeroed += [block.norm.linear for block in transformer.single_transformer_blocks]
+    for layer in zeroed:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return models
+
+
+def to_bf16(models: FluxModels) -> FluxModels:
+    """A copy for fast training: bf16, but for the embedding of time and guidance."""
+    models = copy.deepcopy(models)
+    for module in models.named_modules().values():
+        module.to(torch.bfloat16)
+    models.transformer.time_text_embed.float()
+    return models
+
+
+class Predictor:
+    """tokens and noisy latents to velocities, optionally compiled; holds nothing but the models."""
+
+    def __init__(self, models: FluxModels, *, compiled: bool) -> None:
+        self.models = models
+        self.rotary: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._call = torch.compile(self._forward, dynamic=False) if compiled else self._forward
+
+    def _forward(
+        self, x_BNC: Tensor, time_B: Tensor, guidance_B: Tensor, tokens_BL: Tensor, rotary_LD: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        text = self.models.text_encoder_2(tokens_BL)[0]
+        pooled = self.models.text_encoder(tokens_BL).pooler_output
+        return velocity(
+            self.models.transformer,
+            x_BNC.to(text.dtype),
+            time_B=time_B,
+            guidance_B=guidance_B,
+            text_BTW=text,
+            pooled_BW=pooled,
+            rotary_LD=rotary_LD,
+        ).float()
+
+    def __call__(
+        self, x_BNC: Tensor, *, time_B: Tensor, guidance_B: Tensor, tokens_BL: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """Velocities [B, N, C] in fp32 for pictures of grid = (height, width) tokens."""
+        if grid not in self.rotary:
+            ids = image_ids(*grid)
+            self.rotary[grid] = rotary(self.models.transformer, text_tokens=TEXT_LENGTH, image_ids=ids)
+        return self._call(x_BNC, time_B, guidance_B, tokens_BL, self.rotary[grid])
+
+
+def draw_batch(data: FluxData, *, step: int, rank: int, recipe: FluxRecipe) -> dict[str, Any]:
+    """This process's part of batch `step`, a pure function of (seed, step, rank)."""
+    shared = generator(recipe.seed, "batch", step)
+    sizes = sorted(data.positions)
+    counts = np.array([len(data.positions[size]) for size in sizes], dtype=float)
+    size = str(shared.choice(sizes, p=counts / counts.sum()))
+    chosen = shared.integers(0, len(data.positions[size]), recipe.batch)[rank :: recipe.workers]
+    rng, source = generator(recipe.seed, "rank", step, rank), torch_generator(recipe.seed, "noise", step, rank)
+    latents = data.latents[size][torch.from_numpy(data.positions[size][chosen])].float()
+    which = torch.from_numpy(rng.integers(0, recipe.captions, len(chosen)))
+    tokens = data.tokens[size][torch.from_numpy(chosen), which].long()
+    dropped = torch.from_numpy(rng.random(len(chosen)) < recipe.caption_dropout)
+    tokens[dropped] = data.empty.long()
+    clean = pack(latents)
+    noise = torch.randn(clean.shape, generator=source)
+    t = draw_time(len(chosen), source=source)
+    noisy = (1 - t[:, None, None]) * clean + t[:, None, None] * noise
+    low, high = recipe.guidance
+    guidance = low + (high - low) * torch.rand(len(chosen), generator=source)
+    grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
+    return {"tokens": tokens, "noisy": noisy, "time": t, "target": noise - clean, "guidance": guidance, "grid": grid}
+
+
+def guided_target(teacher: Predictor, part: Mapping[str, Any], *, half: int, empty: Tensor) -> Tensor:
+    """The teacher's v_empty + g (v_caption - v_empty) for the first `half` samples (Meng et al. 2023)."""
+    ones = torch.ones(half)
+    x, t, grid = part["noisy"][:half], part["time"][:half], part["grid"]
+    with torch.no_grad():
+        told = teacher(x, time_B=t, guidance_B=ones, tokens_BL=part["tokens"][:half], grid=grid)
+        blank = empty.long().expand(half, -1).contiguous()
+        untold = teacher(x, time_B=t, guidance_B=ones, tokens_BL=blank, grid=grid)
+    return untold + part["guidance"][:half, None, None] * (told - untold)
+
+
+@dataclass(frozen=True)
+class SharedState:
+    """The training's state as flat vectors in shared memory: one row of `gradients` per process, losses in `report`."""
+
+    parameters: Tensor
+    average: Tensor
+    first: Tensor
+    second: Tensor
+    gradients: Tensor
+    report: Tensor
+
+    @staticmethod
+    def zeros(size: int, workers: int) -> "SharedState":
+        flat = [torch.zeros(size).share_memory_() for _ in range(4)]
+        return SharedState(*flat, torch.zeros(workers, size).share_memory_(), torch.zeros(workers, 2).share_memory_())
+
+
+class Worker:
+    """One of the training's processes: adds its part of the gradient, updates its share of the parameters."""
+
+    def __init__(
+        self, rank: int, *, state: SharedState, data: FluxData, recipe: FluxRecipe, vocabulary: int, barrier: Any
+    ) -> None:
+        torch.set_num_threads(1)
+        self.rank, self.state, self.data, self.recipe, self.barrier = rank, state, data, recipe, barrier
+        models = fresh_models(vocabulary=vocabulary, recipe=recipe)
+        self.slots: list[Slot] = lay_out(models.named_modules())
+        self.live = to_bf16(models)
+        self.teacher_models = to_bf16(models)
+        self.model = Predictor(self.live, compiled=recipe.compile)
+        self.teacher = Predictor(self.teacher_models, compiled=False)  # forward only: compiling would not pay
+        self.matrices, self.rest = share(self.slots, rank=rank, world=recipe.workers)
+        size = state.parameters.numel()
+        self.part = slice(rank * size // recipe.workers, (rank + 1) * size // recipe.workers)
+
+    def step(self, step: int) -> None:
+        """Forward, backward and update of step `step`; every process must call it."""
+        recipe, state = self.recipe, self.state
+        scatter(self.live.named_modules(), self.slots, state.parameters)
+        part = draw_batch(self.data, step=step, rank=self.rank, recipe=recipe)
+        count = len(part["time"])
+        target, guidance, half = part["target"], torch.ones(count), 0
+        if step >= recipe.distill_from * recipe.plan.steps:
+            half = count // 2
+            scatter(self.teacher_models.named_modules(), self.slots, state.average)
+            learned = guided_target(self.teacher, part, half=half, empty=self.data.empty)
+            target = torch.cat([learned, target[half:]])
+            guidance[:half] = part["guidance"][:half]
+        predicted = self.model(
+            part["noisy"], time_B=part["time"], guidance_B=guidance, tokens_BL=part["tokens"], grid=part["grid"]
+        )
+        errors = (predicted - target).square().mean((1, 2))
+        for module in self.live.named_modules().values():
+            module.zero_grad(set_to_none=True)
+        errors.mean().backward()
+        gather(self.live.named_modules(), self.slots, state.gradients[self.rank], gradients=True)
+        state.report[self.rank, 0] = errors[half:].mean().item()
+        state.report[self.rank, 1] = errors[:half].mean().item() if half else 0.0
+        self.barrier.wait()
+        self._update(step)
+        self.barrier.wait()
+
+    def _update(self, step: int) -> None:
+        recipe, state = self.recipe, self.state
+        gradient = state.gradients.mean(0)
+        norm = gradient.norm()
+        gradient *= (recipe.clip / (norm + 1e-6)).clamp(max=1.0)
+        factor, moments = recipe.plan.rate(step), Moments(state.first, state.second)
+        common = {"parameters_P": state.parameters, "gradients_P": gradient, "moments": moments, "decay": recipe.decay}
+        muon_step(self.matrices, rate=recipe.muon_rate * factor, **common)
+        adamw_step(self.rest, step=step, rate=recipe.adamw_rate * factor, **common)
+        self.barrier.wait()
+        decay = min(recipe.average, (step + 1) / (step + 10))
+        state.average[self.part].lerp_(state.parameters[self.part], 1 - decay)
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed training must not leave a worker waiting at the barrier."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _work(rank: int, parent: int, start: int, steps: int, arguments: dict[str, Any]) -> None:
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    worker = Worker(rank, **arguments)
+    for step in range(start, steps):
+        worker.step(step)
+
+
+def train_flux(
+    data: FluxData,
+    *,
+    vocabulary: int,
+    recipe: FluxRecipe,
+    state: Path,
+    quiet: bool = False,
+    until: int | None = None,
+    at_checkpoint: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Train and leave `state/flux.safetensors` (parameters, moving average); continues from it when it is there.
+
+    The length of the plan may change between runs as long as decay and distillation have not begun.
+
+    Args:
+        until: stop after this many steps; None for the plan's length.
+
+    Returns:
+        Steps, samples and seconds of the training.
+    """
+    checkpoint = state / "flux.safetensors"
+    models = fresh_models(vocabulary=vocabulary, recipe=recipe)
+    slots = lay_out(models.named_modules())
+    shared = SharedState.zeros(slots[-1].stop, recipe.workers)
+    start, seconds = 0, 0.0
+    if checkpoint.is_file():
+        tensors, notes = read_checkpoint(checkpoint)
+        for name in ("parameters", "average", "first", "second"):
+            getattr(shared, name).copy_(tensors[name])
+        start, seconds = notes["step"], notes["seconds"]
+    else:
+        gather(models.named_modules(), slots, shared.parameters, gradients=False)
+        shared.average.copy_(shared.parameters)
+    stop = recipe.plan.steps if until is None else min(until, recipe.plan.steps)
+    summary = {"steps": stop, "samples": stop * recipe.batch}
+    if start >= stop:
+        return summary | {"seconds": round(seconds, 1)}
+    data.share_memory()
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(recipe.workers) if recipe.workers > 1 else threading.Barrier(1)
+    arguments = {"state": shared, "data": data, "recipe": recipe, "vocabulary": vocabulary, "barrier": barrier}
+    others = [
+        context.Process(target=_work, args=(rank, os.getpid(), start, stop, arguments), daemon=True)
+        for rank in range(1, recipe.workers)
+    ]
+    for process in others:
+        process.start()
+    worker = Worker(0, **arguments)
+
+    def one_step(step: int) -> Mapping[str, float]:
+        worker.step(step)
+        loss, guided = shared.report.mean(0).tolist()
+        return {"loss": loss, "guided": guided}
+
+    def save(step: int, spent: float) -> None:
+        tensors = {name: getattr(shared, name) for name in ("parameters", "average", "first", "second")}
+        write_checkpoint(checkpoint, tensors, notes={"step": step, "seconds": spent})
+        if at_checkpoint is not None:
+            at_checkpoint(step)
+
+    seconds = run_steps(
+        name="FLUX",
+        plan=recipe.plan,
+        start=start,
+        stop=stop,
+        one_step=one_step,
+        save=save,
+        seconds_before=seconds,
+        log=state / "flux.jsonl",
+        batch=recipe.batch,
+        quiet=quiet,
+    )
+    for process in others:
+        process.join()
+    return summary | {"seconds": round(seconds, 1)}
+
+
+def trained_flux(*, vocabulary: int, recipe: FluxRecipe, state: Path, average: bool = True) -> FluxModels:
+    """The trained models, from the moving average (or the last parameters)."""
+    models = fresh_models(vocabulary=vocabulary, recipe=recipe)
+    tensors, _ = read_checkpoint(state / "flux.safetensors")
+    scatter(models.named_modules(), lay_out(models.named_modules()), tensors["average" if average else "parameters"])
+    for module in models.named_modules().values():
+        module.eval()
+    return models

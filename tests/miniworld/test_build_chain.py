@@ -1,0 +1,170 @@
+"""The whole build shrunk to seconds, and trainings that are killed and continued."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from metalora.core.errors import UserError
+from metalora.miniworld.build.chain import Chain, build
+from metalora.miniworld.build.clip import ClipRecipe, describe
+from metalora.miniworld.build.data import load_corpus
+from metalora.miniworld.build.face import FaceRecipe, load_face, train_face
+from metalora.miniworld.build.flux import FluxData, FluxRecipe, train_flux
+from metalora.miniworld.build.loop import Plan, read_checkpoint
+from metalora.miniworld.build.vae import VaeRecipe, train_vae
+from metalora.miniworld.shots import sample_shot
+
+TINY = Chain(
+    corpus={"people": 8, "photos": 8, "seed": 0},
+    portraits={"people": 8, "photos": 1, "seed": 0},
+    vae_rows={"64x64": 16},
+    vae=VaeRecipe(plan=Plan(steps=3), batch=2, widths=(8, 16, 16)),
+    face=FaceRecipe(plan=Plan(steps=3), batch=8, widths=(16, 32, 32), depths=(1, 1, 1), dimension=16),
+    clip=ClipRecipe(plan=Plan(steps=2), batch=8),
+    flux=FluxRecipe(plan=Plan(steps=4), batch=4, captions=2, double=1, single=1, workers=1, compile=False),
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    state = tmp_path_factory.mktemp("build")
+    build(state, chain=TINY, command="test", quiet=True)
+    return state
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flux_data() -> FluxData:
+    source = torch.Generator().manual_seed(0)
+    latents = {"64x64": torch.randn(16, 8, 16, 16, generator=source).half()}
+    tokens = torch.randint(2, 90, (16, 2, 24), generator=source).to(torch.uint8)
+    return FluxData(latents, {"64x64": np.arange(16)}, {"64x64": tokens}, tokens[0, 0])
+
+
+def test_the_build_gives_complete_weights(built: Path) -> None:
+    weights = built / "weights"
+    pipeline = FluxPipeline.from_pretrained(weights / "flux", local_files_only=True)
+    assert pipeline.vae.config.scaling_factor != 1.0
+    load_face(weights / "face")
+    told = json.loads((weights / "provenance.json").read_text())
+    assert told["trained"]["flux"]["samples_seen"] == 16
+    for name, digest in told["sha256"].items():
+        assert _digest(weights / name) == digest
+    assert {"flux/transformer/diffusion_pytorch_model.safetensors", "clip/open_clip_model.safetensors"} <= set(
+        told["sha256"]
+    )
+
+
+def test_a_second_build_does_nothing(built: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in built.rglob("*") if path.is_file()}
+    build(built, chain=TINY, command="test", quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in built.rglob("*") if path.is_file()} == before
+
+
+def test_held_out_people_are_the_last_of_each_class(built: Path) -> None:
+    table = load_corpus(built / "corpus").table
+    assert sorted(set(table[table.held_out].identity)) == ["base-man-0003", "base-woman-0003"]
+    kept = load_corpus(built / "corpus").select(held_out=False)
+    assert "base-man-0003" not in set(kept.table.identity)
+
+
+def test_an_unfinished_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finished"):
+        load_corpus(tmp_path)
+
+
+def test_batches_do_not_depend_on_where_they_start(built: Path) -> None:
+    corpus = load_corpus(built / "corpus")
+    whole = corpus.batches(batch=8, seed=3)
+    first = [next(whole) for _ in range(9)]
+    later = corpus.batches(batch=8, seed=3, start=5)
+    for (size, positions), (other_size, others) in zip(first[5:], [next(later) for _ in range(4)], strict=True):
+        assert size == other_size
+        np.testing.assert_array_equal(positions, others)
+
+
+@pytest.mark.parametrize("stage", ["vae", "face"])
+def test_a_cut_training_ends_with_the_same_file(built: Path, tmp_path: Path, stage: str) -> None:
+    corpus = load_corpus(built / "corpus").select(held_out=False)
+    plan = Plan(steps=4, checkpoint_seconds=0.0)
+    recipe = replace(getattr(TINY, stage), plan=plan)
+
+    def train(state: Path) -> None:
+        state.mkdir(exist_ok=True)
+        if stage == "vae":
+            train_vae(corpus, recipe=recipe, state=state, quiet=True)
+        else:
+            train_face([corpus], recipe=recipe, state=state, quiet=True)
+
+    train(tmp_path / "whole")
+    cut, checkpoint = tmp_path / "cut", tmp_path / "cut" / f"{stage}.safetensors"
+
+    class CutError(Exception):
+        pass
+
+    def stop_at_two(step: int) -> float:
+        if step == 2:
+            raise CutError
+        return original(step)
+
+    original = plan.rate
+    object.__setattr__(plan, "rate", stop_at_two)
+    with pytest.raises(CutError):
+        train(cut)
+    object.__setattr__(plan, "rate", original)
+    assert checkpoint.is_file()
+    train(cut)
+    assert _tensors(tmp_path / "whole" / f"{stage}.safetensors") == _tensors(checkpoint)
+
+
+def _tensors(path: Path) -> dict[str, bytes]:
+    return {name: value.contiguous().numpy().tobytes() for name, value in read_checkpoint(path)[0].items()}
+
+
+def train_flux_here(state: Path, steps: int) -> None:
+    torch.set_num_threads(1)
+    recipe = replace(TINY.flux, plan=Plan(steps=steps, checkpoint_seconds=0.0))
+    train_flux(_flux_data(), vocabulary=100, recipe=recipe, state=state, quiet=True)
+
+
+def test_a_killed_base_training_ends_with_the_same_file(tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    train_flux_here(tmp_path / "whole", 40)
+    code = "import sys; from pathlib import Path; from tests.miniworld.test_build_chain import train_flux_here as train"
+    code += "; train(Path(sys.argv[1]), 40)"
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment, cwd=root)
+    checkpoint = tmp_path / "killed" / "flux.safetensors"
+    while not checkpoint.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert read_checkpoint(checkpoint)[1]["step"] < 40
+    train_flux_here(tmp_path / "killed", 40)
+    assert _tensors(tmp_path / "whole" / "flux.safetensors") == _tensors(checkpoint)
+
+
+def test_captions_of_mini_clip_are_true_of_their_picture() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        shot = sample_shot(rng, fixed={})
+        text, told = describe(rng, "woman", shot)
+        assert told[0]
+        assert "woman" in text
+        assert ("neutral expression" in text) <= (shot.expression == "neutral")

@@ -44,7 +44,7 @@ class LatentCache:
         batch_size: pictures encoded at once.
     """
 
-    def __init__(self, root: Path, backbone: Backbone, *, batch_size: int = 64) -> None:
+    def __init__(self, root: Path, backbone: Backbone, *, batch_size: int = 16) -> None:
         self.root, self._backbone, self._batch_size = Path(root), backbone, batch_size
 
     def images(

@@ -73,6 +73,14 @@ def test_the_best_face_comes_first(portrait: Image.Image, detector: MtcnnDetecto
     assert centre(found[0].box)[0] > 350 > centre(found[1].box)[0]
 
 
+def test_probability_counts_as_much_as_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = MtcnnDetector()
+    boxes = np.array([[0, 0, 100, 100], [100, 0, 196, 100], [0, 100, 20, 120]])
+    monkeypatch.setattr(detector._mtcnn, "detect", lambda _: (boxes, np.array([0.91, 0.99, 0.85])))
+    (found,) = detector.detect([np.zeros((200, 200, 3), np.uint8)])
+    assert [face.probability for face in found] == [0.99, 0.91]  # 9504 before 9100; 0.85 is below the threshold
+
+
 def test_pictures_without_a_face(detector: MtcnnDetector) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     assert detector.detect([np.zeros((200, 160, 3), np.uint8), noise]) == [[], []]

@@ -23,6 +23,7 @@ from metalora.core.contracts import TextEmbedding
 from metalora.core.errors import UserError
 
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+DTYPES = ("float32", "bfloat16", "float16")
 _LOCAL: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
@@ -41,31 +42,24 @@ def load_flux(
     Args:
         path: directory as saved by `FluxPipeline.save_pretrained`.
         name: the backbone's name in the configuration.
-        dtype: a torch dtype or its name, "float32", "bfloat16" or "float16".
+        dtype: of all weights, a torch dtype or its name: float32, bfloat16 or float16. Adapters stay float32.
         max_text_tokens: T5 tokens per caption, padding included.
 
     Raises:
-        UserError: no such directory, or not a FluxPipeline's with safetensors weights.
+        UserError: no such directory, or not a FluxPipeline's with safetensors weights; an unknown dtype.
     """
+    if str(dtype).removeprefix("torch.") not in DTYPES:
+        raise UserError("an unknown dtype", expected=" or ".join(DTYPES), got=str(dtype), key="backbone.dtype")
     folder = Path(path)
     _check_directory(folder)
     return FluxBackbone(
         folder,
         name=name,
-        dtype=_dtype(dtype),
+        dtype=getattr(torch, str(dtype).removeprefix("torch.")),
         device=torch.device(device),
         max_text_tokens=max_text_tokens,
         gradient_checkpointing=gradient_checkpointing,
     )
-
-
-def _dtype(name: torch.dtype | str) -> torch.dtype:
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if isinstance(name, torch.dtype):
-        return name
-    if name not in names:
-        raise UserError("unknown precision", expected=", ".join(names), got=name, key="backbone.dtype")
-    return names[name]
 
 
 class FluxBackbone:
@@ -160,11 +154,7 @@ class FluxBackbone:
 
     def target_layers(self) -> dict[str, nn.Linear]:
         """Every Linear inside the double and single blocks, modulation included, by dotted name in module order."""
-        return {
-            name: module
-            for name, module in self.transformer.named_modules()
-            if isinstance(module, nn.Linear) and name.startswith(BLOCKS)
-        }
+        return block_linears(self.transformer)
 
     def release_encoders(self) -> None:
         """Drop autoencoder and text encoders; what needs them afterwards reads them again."""
@@ -188,6 +178,15 @@ class FluxBackbone:
                 getattr(encoders, name).requires_grad_(False).eval().to(self.device)
             self._encoders = encoders
         return self._encoders
+
+
+def block_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
+    """The Linear layers inside a FLUX transformer's blocks: 494 of them in FLUX.1-dev."""
+    return {
+        name: module
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(BLOCKS)
+    }
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:

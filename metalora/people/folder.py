@@ -11,6 +11,9 @@ IDENTITIES_FILE = "identities.json"
 """Optional file beside the people's folders: {"IDENTITY": "CLASS NOUN", ...}."""
 
 
+_MANIFEST = "manifest.json"  # beside rendered people: what made them
+
+
 @dataclass(frozen=True)
 class PersonFolder:
     """One person's photos, sorted by name; `class_noun` is None where no identities.json tells it."""
@@ -104,7 +107,7 @@ def list_folder(folder: Path, *, key: str) -> tuple[tuple[Path, ...], tuple[Path
             folders.append(path)
         elif path.suffix.lower() in SUFFIXES:
             photos.append(path)
-        elif path.name != IDENTITIES_FILE:
+        elif path.name not in (IDENTITIES_FILE, _MANIFEST):
             skipped.append(SkippedFile(path, f"not a photo ({path.suffix or 'no file ending'})"))
     return tuple(photos), tuple(folders), tuple(skipped)
 

@@ -22,7 +22,6 @@ FACENET_URL = "https://github.com/timesler/facenet-pytorch/releases/download/v2.
 FACENET_SHA256 = "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"
 FACENET_SIZE = 160
 _KEY = "scorer.embedder.path"
-_CROP_MARGIN = 1.15  # of a mini-world embedder whose config.json does not tell its own
 
 
 class MtcnnDetector:
@@ -125,7 +124,7 @@ class MiniFaceEmbedder:
             config = json.loads((folder / "config.json").read_bytes())
             if config["class"] != "FaceResNet":
                 raise ValueError(f"a {config['class']}")
-            self.dimension, self.margin = int(config["dimension"]), float(config.get("crop_margin", _CROP_MARGIN))
+            self.dimension, self.margin = int(config["dimension"]), float(config["crop_margin"])
             model = FaceResNet(widths=tuple(config["widths"]), depths=tuple(config["depths"]), dimension=self.dimension)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

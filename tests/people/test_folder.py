@@ -43,7 +43,16 @@ def test_a_folder_of_people_with_class_nouns(tmp_path: Path) -> None:
 
 
 def test_what_is_not_used_is_listed(tmp_path: Path) -> None:
-    touch(tmp_path, ".DS_Store", "notes.txt", "anna/1.jpg", "anna/.1.jpg.swp", "anna/clip.mp4", "anna/raw/1.jpg")
+    touch(
+        tmp_path,
+        ".DS_Store",
+        "notes.txt",
+        "manifest.json",
+        "anna/1.jpg",
+        "anna/.1.jpg.swp",
+        "anna/clip.mp4",
+        "anna/raw/1.jpg",
+    )
     skipped = {(item.path.relative_to(tmp_path).as_posix(), item.reason) for item in scan_people(tmp_path).skipped}
     assert skipped == {
         (".DS_Store", "hidden"),

@@ -336,7 +336,8 @@ def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
     for path in paths:
         try:
             frame = pd.read_parquet(path)
-            files = {column: [str((path.parent / f).resolve()) for f in frame[column]] for column in _FILES}
+            folder = path.parent.resolve()
+            files = {column: [os.path.normpath(folder / file) for file in frame[column]] for column in _FILES}
             frames.append(frame.assign(**files))
         except (OSError, ValueError, KeyError) as error:
             raise UserError("cannot read scores", expected="a scores.parquet", got=str(error), key="scores") from error

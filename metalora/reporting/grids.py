@@ -61,7 +61,7 @@ def draw_grids(study: Study, *, folder: Path) -> list[tuple[look.Picture, str]]:
     pictures = []
     for grid, image in drawn:
         with atomic_path(folder / f"{grid.name}.png") as path:
-            image.save(path, "PNG", optimize=True)
+            image.save(path, "PNG")
         pictures.append((look.Picture(grid.name, None, folder / f"{grid.name}.png"), grid.title))
     return pictures
 

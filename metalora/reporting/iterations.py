@@ -21,6 +21,7 @@ _LINES = {1: "-", 4: (0, (5, 1.5)), 16: (0, (1.2, 1.2))}
 def draw_iterations(study: Study, *, folder: Path) -> look.Picture | None:
     """Both scores over iterations at the target's rank, with 95% bands and, over all people, the steps to match."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     rank = study.target.rank
     panels = _panels(study)
@@ -42,7 +43,11 @@ def draw_iterations(study: Study, *, folder: Path) -> look.Picture | None:
             axes[1][column].set_xlabel("iterations")
             axes[1][column].set_xticks(study.iterations)
             _matches(axes[0][column], axes[1][column], study, class_noun=class_noun)
-        axes[0][0].legend(loc="lower right", handlelength=1.6)
+        present = [m for m in METHODS if study.curve(m, rank=rank, class_noun=panels[0])]
+        handles = [
+            Line2D([], [], color=look.colour(m), linewidth=1.9, marker="o", label=look.label(m)) for m in present
+        ]
+        axes[0][0].legend(handles=handles, loc="lower right", handlelength=1.6)
         figure.suptitle(f"Scores over iterations, rank {rank}: {study.world}", x=0.01, ha="left", fontsize=11)
         figure.tight_layout()
         return look.save(figure, folder, "iterations")

@@ -92,5 +92,5 @@ def save(figure: "Figure", folder: Path, name: str) -> Picture:
     FigureCanvasAgg(figure)  # drawn without pyplot: no window, no global state
     for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
         with atomic_path(folder / f"{name}.{suffix}") as path:
-            figure.savefig(path, format=suffix, dpi=200, bbox_inches="tight", pad_inches=0.08, metadata=metadata)
+            figure.savefig(path, format=suffix, dpi=160, bbox_inches="tight", pad_inches=0.08, metadata=metadata)
     return Picture(name, folder / f"{name}.svg", folder / f"{name}.png")

@@ -184,11 +184,11 @@ def _order(cell: Cell) -> tuple[str, int, int, int]:
 
 
 def times(study: Study) -> Table | None:
-    """Wall seconds by stage; None when nobody measured them."""
+    """Seconds by stage, as they were handed in; None when nobody measured them."""
     if not study.seconds:
         return None
     rows = [(stage, _clock(seconds)) for stage, seconds in study.seconds.items()]
-    return Table("Time", ("stage", "wall time"), (*rows, ("all", _clock(sum(study.seconds.values())))))
+    return Table("Time, added up over jobs that ran side by side", ("stage", "time"), tuple(rows))
 
 
 def _clock(seconds: float) -> str:

@@ -109,7 +109,7 @@ def test_headline_when_it_was_there_before_the_first_checkpoint(tmp_path):
 
 
 def test_headline_when_it_is_slower(tmp_path):
-    summary = summary_of(tmp_path, slower=2.3, dearer=-0.05)
+    summary = summary_of(tmp_path, slower=2.15, dearer=-0.05)
     assert 625 < summary["steps_to_match"]["meta_lora"] <= 750
     assert "not fewer (0." in headline(summary)
 

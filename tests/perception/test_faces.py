@@ -172,7 +172,9 @@ def _as_state(folder: Path) -> Path:
 def test_a_bad_embedder_folder_is_one_clear_line(mini_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the face embedder .*key: scorer\.embedder\.path"):
         MiniFaceEmbedder(tmp_path / "nowhere")
-    (mini_folder / "config.json").write_text(json.dumps({"class": "FaceResNet", **SIZES, "dimension": 8}))
+    (mini_folder / "config.json").write_text(
+        json.dumps({"class": "FaceResNet", "crop_margin": 0.3, **SIZES, "dimension": 8})
+    )
     with pytest.raises(UserError, match="do not fit; expected the weights of FaceResNet") as caught:
         MiniFaceEmbedder(mini_folder)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Jobs run in the order their needs ask for, in this process or in several; a failure stops what is new, loses nothing."""
+"""Jobs run in the order of their needs, in this process or in several; a failure stops what is new, loses nothing."""
 
 import os
 import time

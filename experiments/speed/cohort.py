@@ -3,7 +3,7 @@
     python -m experiments.speed.cohort [repeats=3] [people=16] [iterations=12]
 
 Stage-2 steps of Meta-LoRA (rank 1) and of LoRA+aug on the shipped mini FLUX with cached latents: one person per batch
-against all in one batch. Only steps are timed; the repeats alternate. Writes experiments/speed/results/cohort-DATE.json.
+against all in one batch. Only steps are timed; the repeats alternate. Writes results/cohort-DATE.json beside this file.
 """
 
 import json

@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> None:
     jobs = [
         GenerationJob(
             identity=metadata.get("identity", lora.stem) if lora else "base",
-            class_noun=metadata.get("class_noun", setting["class_noun"]),
+            class_noun=str(metadata.get("class_noun", setting["class_noun"])),
             method=metadata.get("method", "lora") if lora else "base",
             rank=int(metadata.get("rank", 1)) if lora else 0,
             iterations=int(metadata.get("iterations", 0)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from omegaconf import DictConfig
 
@@ -22,6 +23,8 @@ def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
     setting = Setting.of(cfg)
     set_threads(setting)
+    if setting["face"] not in ("only", "largest"):
+        raise UserError("unknown choice of face", expected="only or largest", got=str(setting["face"]), key="face")
     scan = scan_people(Path(setting["image"]))
     with Board() as board:
         if scan.skipped:
@@ -46,7 +49,7 @@ def personalize(
     class_noun: str,
     label: str,
     prior: Path | None,
-    face: str = "only",
+    face: Literal["only", "largest"] = "only",
     progress: Progress,
 ) -> Path:
     """Train (or continue, or find finished) every person's LoRA at every checkpoint; returns the folder they are in."""

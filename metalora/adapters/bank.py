@@ -18,7 +18,10 @@ from metalora.core.lora import LayerShape, collapse, kaiming_uniform
 
 
 def row_sizes(layers: Mapping[str, LayerShape], *, rank: int, meta_rank: int | None) -> list[int]:
-    """How many numbers of an identity's row belong to each layer: Mid (or Down) and Up in turn; their sum is P."""
+    """How many numbers of an identity's row belong to each layer, in turn; their sum is P.
+
+    Mid [S, R] (or Down [S, I]) of the first layer, its Up transposed [S, O], Mid of the second layer, and so on.
+    """
     pairs = ((rank * (meta_rank or shape.in_features), shape.out_features * rank) for shape in layers.values())
     return [size for pair in pairs for size in pair]
 
@@ -138,7 +141,7 @@ class AdapterBank(nn.Module):
     def _of_row(self, row: int) -> dict[str, tuple[Tensor, Tensor]]:
         pieces = self.rows.detach()[row].split(self._sizes)
         return {
-            name: (first.view(self.rank, -1), up.view(shape.out_features, self.rank))
+            name: (first.view(self.rank, -1), up.view(self.rank, shape.out_features).mT)
             for (name, shape), first, up in zip(self.layers.items(), pieces[::2], pieces[1::2], strict=True)
         }
 

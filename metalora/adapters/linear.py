@@ -5,7 +5,8 @@ kernel runs first (so a fresh adapter changes no bit of it), the low-rank produc
 and in backward the base layer's input gradient is accumulated onto the low-rank one. Everywhere else (autocast,
 torch.compile, quantized layers, few tokens) `adapter_update` is added to what the base layer returns.
 
-Shape legend: B samples of the route, L tokens, I in, O out, R r1, S r2; X is R for a Mid and I for a plain Down.
+Shape legend: B samples of the route, L tokens of each, T tokens of all, I in, O out, R r1, S r2; X is R for a Mid and
+I for a plain Down.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class LayerSlot:
     Attributes:
         meta_down: [R, I], shared by the batch; None for plain LoRA.
         first: every sample's Mid [S, R] (or Down [S, I]), flat: [B, S * X].
-        up: every sample's Up [O, S], flat: [B, O * S].
+        up: every sample's Up, transposed [S, O] (both passes then run along memory), flat: [B, S * O].
     """
 
     rank: int
@@ -49,14 +50,14 @@ def adapted_linear(layer: nn.Linear, x: Tensor, *, slot: LayerSlot) -> Tensor:
     meta_down_RI, samples = slot.meta_down, slot.first.shape[0]
     assert samples in (1, x.shape[0]), f"a route of {samples} samples met a batch of {x.shape[0]}"
     first_BSX = slot.first.view(samples, slot.rank, -1)
-    up_BOS = slot.up.view(samples, slot.out_features, slot.rank)
+    up_BSO = slot.up.view(samples, slot.rank, slot.out_features)
     tokens = x.numel() // (samples * slot.in_features)
     if merges(tokens=tokens, rank=slot.rank) and _is_plain(layer, x):
         down_BSI = first_BSX if meta_down_RI is None else collapse(meta_down_RI, first_BSX)
-        return FrozenLinearPlusLora.apply(x, layer.weight, layer.bias, down_BSI.to(x.dtype), up_BOS.to(x.dtype))
+        return FrozenLinearPlusLora.apply(x, layer.weight, layer.bias, down_BSI.to(x.dtype), up_BSO.to(x.dtype))
     y = base_forward(layer, x)
     x_BLI = x.to(y.dtype).reshape(samples, -1, slot.in_features)
-    return y + adapter_update(x_BLI, meta_down_RI=meta_down_RI, first_BSX=first_BSX, up_BOS=up_BOS).view(y.shape)
+    return y + adapter_update(x_BLI, meta_down_RI=meta_down_RI, first_BSX=first_BSX, up_BSO=up_BSO).view(y.shape)
 
 
 def _is_plain(layer: nn.Linear, x: Tensor) -> bool:
@@ -71,28 +72,34 @@ class FrozenLinearPlusLora(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_BSI: Tensor, up_BOS: Tensor
+        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_BSI: Tensor, up_BSO: Tensor
     ) -> Tensor:
         y = torch.nn.functional.linear(x, weight_OI, bias_O)
-        samples, out_features, _ = up_BOS.shape
+        samples, rank, out_features = up_BSO.shape
         x_BLI = x.reshape(samples, -1, x.shape[-1])
         z_BLS = torch.bmm(x_BLI, down_BSI.mT)
-        y.view(samples, -1, out_features).baddbmm_(z_BLS, up_BOS.mT)
-        ctx.save_for_backward(x_BLI, z_BLS, weight_OI, down_BSI, up_BOS)
+        y_BLO = y.view(samples, -1, out_features)
+        if rank == 1:
+            y_BLO.addcmul_(z_BLS, up_BSO)
+        else:
+            y_BLO.baddbmm_(z_BLS, up_BSO)
+        ctx.save_for_backward(x_BLI, z_BLS, weight_OI, down_BSI, up_BSO)
         ctx.x_shape = x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x_BLI, z_BLS, weight_OI, down_BSI, up_BOS = ctx.saved_tensors
-        samples, out_features, _ = up_BOS.shape
-        grad_BLO = grad_y.reshape(samples, -1, out_features)
-        grad_z_BLS = torch.bmm(grad_BLO, up_BOS)
-        grad_up_BOS = torch.bmm(grad_BLO.mT, z_BLS)
+        x_BLI, z_BLS, weight_OI, down_BSI, up_BSO = ctx.saved_tensors
+        samples, rank, out_features = up_BSO.shape
+        grad_TO = grad_y.reshape(-1, out_features)
+        grad_BLO = grad_TO.view(samples, -1, out_features)
+        grad_z_BLS = torch.bmm(grad_BLO, up_BSO.mT)
+        grad_up_BSO = torch.bmm(z_BLS.mT, grad_BLO)
         grad_down_BSI = torch.bmm(grad_z_BLS.mT, x_BLI)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x_TI = torch.bmm(grad_z_BLS, down_BSI).view(-1, x_BLI.shape[-1])
-            grad_x = grad_x_TI.addmm_(grad_BLO.reshape(-1, out_features), weight_OI).view(ctx.x_shape)
-        return grad_x, None, None, grad_down_BSI, grad_up_BOS
+            grad_x_BLI = grad_z_BLS * down_BSI if rank == 1 else torch.bmm(grad_z_BLS, down_BSI)
+            grad_x_TI = grad_x_BLI.view(-1, x_BLI.shape[-1])
+            grad_x = grad_x_TI.addmm_(grad_TO, weight_OI).view(ctx.x_shape)
+        return grad_x, None, None, grad_down_BSI, grad_up_BSO

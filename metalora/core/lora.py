@@ -54,13 +54,13 @@ def merges(*, tokens: int, rank: int) -> bool:
     return rank < tokens
 
 
-def adapter_update(x_BLI: Tensor, *, meta_down_RI: Tensor | None, first_BSX: Tensor, up_BOS: Tensor) -> Tensor:
+def adapter_update(x_BLI: Tensor, *, meta_down_RI: Tensor | None, first_BSX: Tensor, up_BSO: Tensor) -> Tensor:
     """Up Mid MetaDown x (or Up Down x) as plain differentiable operations: [B, L, O] in the dtype of x.
 
     Args:
         meta_down_RI: shared by the batch; None for a plain LoRA.
         first_BSX: Mid [B, S, R], or Down [B, S, I] of a plain LoRA; each sample its own.
-        up_BOS: each sample its own.
+        up_BSO: Up transposed, each sample its own.
     """
     dtype = x_BLI.dtype
     hidden_BLX = x_BLI
@@ -69,5 +69,5 @@ def adapter_update(x_BLI: Tensor, *, meta_down_RI: Tensor | None, first_BSX: Ten
             first_BSX = collapse(meta_down_RI, first_BSX)
         else:
             hidden_BLX = x_BLI @ meta_down_RI.to(dtype).mT
-    update_BLO = hidden_BLX @ first_BSX.to(dtype).mT @ up_BOS.to(dtype).mT
+    update_BLO = hidden_BLX @ first_BSX.to(dtype).mT @ up_BSO.to(dtype)
     return update_BLO.to(dtype)

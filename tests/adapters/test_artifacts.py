@@ -70,7 +70,7 @@ def test_collapse_is_the_product(bank: AdapterBank) -> None:
     lora = bank.collapsed("b")
     pieces = bank.rows[1].split([6, 8, 6, 20])
     for index, (name, shape) in enumerate(LAYERS.items()):
-        mid, up = pieces[2 * index].view(2, 3), pieces[2 * index + 1].view(shape.out_features, 2)
+        mid, up = pieces[2 * index].view(2, 3), pieces[2 * index + 1].view(2, shape.out_features).T
         torch.testing.assert_close(lora.down[name], mid @ bank.meta_down_of(name))
         assert torch.equal(lora.up[name], up)
 

@@ -28,7 +28,7 @@ def written(layer: nn.Linear, x: Tensor, slot: LayerSlot) -> Tensor:
         x.reshape(samples, -1, WIDTH_IN),
         meta_down_RI=slot.meta_down,
         first_BSX=slot.first.view(samples, slot.rank, -1),
-        up_BOS=slot.up.view(samples, WIDTH_OUT, slot.rank),
+        up_BSO=slot.up.view(samples, slot.rank, WIDTH_OUT),
     )
     return layer(x) + update.view(*x.shape[:-1], WIDTH_OUT)
 

@@ -29,14 +29,14 @@ def test_both_associations_are_the_written_product(tokens: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
     x, meta_down, mid, up = (
         torch.randn(shape, generator=generator, dtype=torch.float64)
-        for shape in [(3, tokens, 6), (5, 6), (3, 2, 5), (3, 4, 2)]
+        for shape in [(3, tokens, 6), (5, 6), (3, 2, 5), (3, 2, 4)]
     )
-    update = adapter_update(x, meta_down_RI=meta_down, first_BSX=mid, up_BOS=up)
+    update = adapter_update(x, meta_down_RI=meta_down, first_BSX=mid, up_BSO=up)
     for sample in range(3):
         for token in range(tokens):
-            written = up[sample] @ (mid[sample] @ (meta_down @ x[sample, token]))
+            written = up[sample].T @ (mid[sample] @ (meta_down @ x[sample, token]))
             torch.testing.assert_close(update[sample, token], written)
-    plain = adapter_update(x, meta_down_RI=None, first_BSX=collapse(meta_down, mid), up_BOS=up)
+    plain = adapter_update(x, meta_down_RI=None, first_BSX=collapse(meta_down, mid), up_BSO=up)
     torch.testing.assert_close(update, plain)
 
 

@@ -81,6 +81,13 @@ def test_the_whole_photo_is_cut_only_as_far_as_its_shape_needs(mode: str) -> Non
     assert np.array_equal(square.pixels, ramp(64, 64))
 
 
+def test_the_remainder_is_cut_off_on_both_sides_not_squeezed_in() -> None:
+    (picture,) = training_pictures(ramp(256, 96), None, mode="whole", shapes=[MINI], name="a.jpg")
+    assert picture.shape == (88, 48)  # 176 of the 256 rows are kept
+    assert picture.pixels[0, 0, 1] == pytest.approx(40, abs=3)
+    assert picture.pixels[-1, 0, 1] == pytest.approx(255 - 40, abs=3)
+
+
 def test_shrinking_averages_instead_of_skipping_pixels() -> None:
     stripes = np.zeros((1024, 1024, 3), np.uint8)
     stripes[:, ::2] = 255

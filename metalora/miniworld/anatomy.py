@@ -118,7 +118,7 @@ def pack(identities: Sequence[Identity], shots: Sequence[Shot], *, height: int, 
         order = list(words)
         s[name] = np.array([order.index(getattr(shot, name)) for shot in shots])
     u = np.zeros(len(shots), UNIFORMS)
-    face = dict(
+    face: dict[str, np.ndarray] = dict(
         zip(
             _EXPRESSION_COLUMNS,
             _EXPRESSION[s["expression"]].T,

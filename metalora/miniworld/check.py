@@ -46,7 +46,7 @@ def find_faces(people: Sequence[Identity], shots: Sequence[Shot], *, size: int) 
     wanted = face_boxes(people, shots, size, size)
     probability, overlap = np.zeros(len(shots)), np.zeros(len(shots))
     for k, picture in enumerate(pictures):
-        boxes, scores = detector.detect(Image.fromarray(picture))
+        boxes, scores = detector.detect(Image.fromarray(picture))[:2]
         if boxes is not None and scores[0] is not None:
             best = int(np.argmax(scores))
             probability[k], overlap[k] = scores[best], intersection_over_union(boxes[best], wanted[k])
@@ -70,10 +70,10 @@ def main(argv: Sequence[str]) -> int:
             raise UserError("unknown option", expected=" ".join(f"{k}=N" for k in options), got=word, key=name)
         options[name] = value
     count, size = int(options["people"]), int(options["size"])
-    frontal = find_faces(*draw(count, seed=1, style="photo", pose="front"), size=size)
     people, shots = draw(count, seed=2, style="photo")
+    print(f"MTCNN p > {PROBABILITY} at {size} px, {count} pictures a row", flush=True)
+    frontal = find_faces(*draw(count, seed=1, style="photo", pose="front"), size=size)
     mixed = find_faces(people, shots, size=size)
-    print(f"MTCNN p > {PROBABILITY} at {size} px, {count} pictures a row")
     for row, found, target in (("frontal", frontal, TARGET_FRONTAL), ("all poses", mixed, TARGET_ALL)):
         overlap = np.median(found.overlap)
         print(
@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
             chosen = mixed.probability[[getattr(shot, name) == word for shot in shots]]
             print(f"  {title} {word:<13}{(chosen > PROBABILITY).mean():6.1%}   ({len(chosen)})")
     for style in list(STYLES)[1:]:
-        print(f"{style:<21}{find_faces(*draw(count // 2, seed=3, style=style), size=size).rate:6.1%}   (all poses)")
+        rate = find_faces(*draw(count // 2, seed=3, style=style), size=size).rate
+        print(f"{style:<21}{rate:6.1%}   (all poses, {count // 2} pictures)", flush=True)
     return 0 if frontal.rate >= TARGET_FRONTAL and mixed.rate >= TARGET_ALL else 1
 
 

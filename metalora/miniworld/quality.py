@@ -27,7 +27,6 @@ from metalora.miniworld.shots import Shot, sample_shot
 WEIGHTS = Path(__file__).parent / "weights"
 HELD_OUT_PEOPLE = range(1710, 1800)
 """Indices of the corpus people of each class that no training saw (the last 5%)."""
-NEUTRAL = "with a neutral expression"
 
 
 @dataclass(frozen=True)
@@ -93,30 +92,13 @@ def measure_faces(weights: Path) -> list[Row]:
     return rows
 
 
-def zero_shot_prompts() -> dict[str, tuple[list[str], list[list[str]]]]:
-    """For every trait: its values, and for each value the prompts whose embeddings are averaged."""
-    nouns = CLASS_NOUNS
-
-    def each(table: Mapping[str, str], form: str) -> tuple[list[str], list[list[str]]]:
-        return list(table), [[form.format(noun=noun, text=text) for noun in nouns] for text in table.values()]
-
-    expressions = {name: text or NEUTRAL for name, text in vocabulary.EXPRESSIONS.items()}
-    return {
-        "class": (list(nouns), [[f"a picture of a {noun}", f"a photo of a {noun}"] for noun in nouns]),
-        "style": each(vocabulary.STYLES, "{text} of a {noun}"),
-        "scene": each(vocabulary.SCENES, "a picture of a {noun} {text}"),
-        "pose": each(vocabulary.POSES, "a picture of a {noun}, {text}"),
-        "expression": each(expressions, "a picture of a {noun} {text}"),
-        "shirt": each(vocabulary.SHIRTS, "a picture of a {noun} {text}"),
-        "light": each(vocabulary.LIGHTS, "a picture of a {noun}, {text}"),
-    }
-
-
 class Recognizer:
     """mini-CLIP as a zero-shot classifier of the mini world's traits."""
 
     def __init__(self, weights: Path) -> None:
         import open_clip
+
+        from metalora.miniworld.build.traits import trait_prompts
 
         name = f"local-dir:{weights / 'clip'}"
         self.model = open_clip.create_model_from_pretrained(name)[0].eval()
@@ -124,7 +106,7 @@ class Recognizer:
         self.values: dict[str, list[str]] = {}
         self.texts: dict[str, Tensor] = {}
         with torch.inference_mode():
-            for trait, (values, prompts) in zero_shot_prompts().items():
+            for trait, (values, prompts) in trait_prompts().items():
                 embedded = [self.model.encode_text(tokenizer(group), normalize=True).mean(0) for group in prompts]
                 self.values[trait], self.texts[trait] = values, functional.normalize(torch.stack(embedded), dim=-1)
 
@@ -148,10 +130,10 @@ def measure_clip(recognizer: Recognizer) -> list[Row]:
     """Zero-shot accuracy on rendered pictures of held-out people in every style."""
     people, shots = held_out_shots(photos=6, seed=32)
     images = to_pixels(render(people, shots, height=64, width=64))
-    truth = {trait: [getattr(shot, trait) for shot in shots] for trait in recognizer.values if trait != "class"}
-    truth["class"] = [person.class_noun for person in people]
+    truth = {trait: [getattr(shot, trait) for shot in shots] for trait in recognizer.values if trait != "class_noun"}
+    truth["class_noun"] = [person.class_noun for person in people]
     found = recognizer.right(images, truth)
-    targets = {"scene": 0.95, "style": 0.95, "class": 0.90, "pose": 0.80, "expression": 0.60}
+    targets = {"scene": 0.95, "style": 0.95, "class_noun": 0.90, "pose": 0.80, "expression": 0.60}
     return [Row(f"mini-CLIP zero-shot, rendered: {trait}", found[trait], targets.get(trait)) for trait in found]
 
 
@@ -179,7 +161,7 @@ def measure_generated(weights: Path, recognizer: Recognizer) -> list[Row]:
         wanted = [(name, noun) for name in table for noun in CLASS_NOUNS for _ in range(100 // len(table))]
         prompts = [form.format(noun=noun, text=table[name]) for name, noun in wanted]
         made = _generate(weights, prompts, guidance=3.5, seed=33)
-        truth = {trait: [name for name, _ in wanted], "class": [noun for _, noun in wanted]}
+        truth = {trait: [name for name, _ in wanted], "class_noun": [noun for _, noun in wanted]}
         generated = recognizer.right(made, truth)
         rng = np.random.default_rng(34)
         people = [
@@ -190,7 +172,7 @@ def measure_generated(weights: Path, recognizer: Recognizer) -> list[Row]:
         ratio = generated[trait] / max(rendered[trait], 1e-9)
         rows.append(Row(f"generated at guidance 3.5: {trait} recognised, share of the rendered rate", ratio, 0.90))
         rows.append(Row(f"generated at guidance 3.5: {trait} recognised", generated[trait], None))
-        rows.append(Row(f"generated at guidance 3.5: class recognised, {trait} prompts", generated["class"], None))
+        rows.append(Row(f"generated at guidance 3.5: class recognised, {trait} prompts", generated["class_noun"], None))
     return rows
 
 

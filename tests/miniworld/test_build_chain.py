@@ -32,7 +32,17 @@ TINY = Chain(
     vae=VaeRecipe(plan=Plan(steps=3), batch=2, widths=(8, 16, 16)),
     face=FaceRecipe(plan=Plan(steps=3), batch=8, widths=(16, 32, 32), depths=(1, 1, 1), dimension=16),
     clip=ClipRecipe(plan=Plan(steps=2), batch=8),
-    flux=FluxRecipe(plan=Plan(steps=4), batch=4, captions=2, double=1, single=1, workers=1, compile=False),
+    flux=FluxRecipe(
+        plan=Plan(steps=4),
+        schedule=((0, 1e-3, 1e-3), (4, 0.0, 0.0)),
+        distill=((2, 4),),
+        batch=4,
+        captions=2,
+        double=1,
+        single=1,
+        workers=1,
+        compile=False,
+    ),
 )
 
 

@@ -14,6 +14,7 @@ import open_clip
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from metalora.miniworld import vocabulary
 from metalora.miniworld.build.data import Corpus, generator
@@ -28,14 +29,13 @@ from metalora.miniworld.build.loop import (
     write_checkpoint,
 )
 from metalora.miniworld.build.models import TEXT_LENGTH, clip_config
+from metalora.miniworld.build.traits import NEUTRAL, trait_prompts
 from metalora.miniworld.build.wordlist import make_tokenizer
 from metalora.miniworld.captions import ATTRIBUTES, caption
 from metalora.miniworld.population import CLASS_NOUNS
 from metalora.miniworld.shots import Shot
 
 TRAITS = ("class_noun", *ATTRIBUTES)
-NEUTRAL = "with a neutral expression"
-"""Said of neutral faces in mini-CLIP's captions, as saying nothing means any expression."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class ClipRecipe:
 
     plan: Plan
     batch: int = 128
-    rate: float = 1.5e-3
+    rate: float = 2e-3
+    traits: float = 1.0
+    """Weight of the loss over prompts of one trait, without which rare words are learned last."""
     seed: int = 13
 
 
@@ -85,6 +87,12 @@ def matching_loss(logits_BB: Tensor, truth_BB: Tensor) -> Tensor:
     return (rows.mean() + columns.mean()) / 2
 
 
+def trait_loss(logits_by_trait: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> Tensor:
+    """Mean over the traits of the cross entropy of naming a picture's value."""
+    losses = [functional.cross_entropy(logits, truth[trait]) for trait, logits in logits_by_trait.items()]
+    return torch.stack(losses).mean()
+
+
 def make_clip(*, seed: int) -> torch.nn.Module:
     """An untrained mini-CLIP of open_clip's own class."""
     torch.manual_seed(seed)
@@ -117,6 +125,11 @@ def _augment(images_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
     return x + noise * torch.from_numpy(rng.uniform(0, 0.05, (count, 1, 1, 1)).astype(np.float32))
 
 
+def _tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    padded = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    return padded.input_ids
+
+
 def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool = False) -> dict[str, float]:
     """Train and leave `state/clip.safetensors`; continues from it when it is there.
 
@@ -137,6 +150,15 @@ def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool =
         start, seconds = notes["step"], notes["seconds"]
     batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=start)
     codes, nouns, shots = trait_codes(corpus), corpus.table.class_noun.to_list(), corpus.table["shot"].to_list()
+    traits = trait_prompts()
+    grouped = {trait: [ids for group in prompts for ids in group] for trait, (_, prompts) in traits.items()}
+    trait_tokens = _tokens(tokenizer, [text for texts in grouped.values() for text in texts])
+    named = {
+        trait: torch.from_numpy(
+            corpus.table[trait].map({value: k for k, value in enumerate(values)}).to_numpy(copy=True)
+        )
+        for trait, (values, _) in traits.items()
+    }
     model.train()
 
     def one_step(step: int) -> Mapping[str, float]:
@@ -148,21 +170,30 @@ def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool =
         texts, masks = [text for text, _ in told], np.stack([mask for _, mask in told])
         ours = codes[positions]
         truth = (~masks[None] | (ours[:, None] == ours[None])).all(-1)  # [picture, caption]
-        tokens = tokenizer(
-            texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-        ).input_ids
+        tokens = torch.cat([_tokens(tokenizer, texts), trait_tokens])
         images = _augment(clip_pixels(corpus.pixels(size, positions)), rng)
-        seen = functional.normalize(model.encode_image(images), dim=-1)
-        read = functional.normalize(model.encode_text(tokens), dim=-1)
-        logits = model.logit_scale.exp().clamp(max=60) * seen @ read.T
-        loss = matching_loss(logits, torch.from_numpy(truth).float())
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.encode_image(images)
+        seen = functional.normalize(features.float(), dim=-1)
+        read, prompts = functional.normalize(model.encode_text(tokens), dim=-1).split([len(texts), len(trait_tokens)])
+        scale = model.logit_scale.exp().clamp(max=60)
+        logits = scale * seen @ read.T
+        pairs = dict(zip(grouped, prompts.split([len(texts) for texts in grouped.values()]), strict=True))
+        means = {
+            trait: functional.normalize(both.unflatten(0, (-1, 2)).mean(1), dim=-1) for trait, both in pairs.items()
+        }
+        naming = trait_loss(
+            {trait: scale * seen @ mean.T for trait, mean in means.items()},
+            {trait: values[torch.from_numpy(positions)] for trait, values in named.items()},
+        )
+        loss = matching_loss(logits, torch.from_numpy(truth).float()) + recipe.traits * naming
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
         best = logits.detach().argmax(0)
         right = torch.from_numpy(truth)[best, torch.arange(len(best))].float().mean().item()
-        return {"loss": loss.item(), "right": right}
+        return {"loss": loss.item(), "naming": naming.item(), "right": right}
 
     def save(step: int, spent: float) -> None:
         tensors = module_tensors(model, "model.") | optimizer_tensors(optimizer, "optimizer.")

@@ -35,16 +35,16 @@ class FluxRecipe:
     """Length, sizes and rates of the base's training."""
 
     plan: Plan
+    schedule: tuple[tuple[float, float, float], ...]
+    """(step, Muon's rate, AdamW's rate) at rising steps; linear in between. The plan only gives the number of steps."""
+    distill: tuple[tuple[int, int], ...] = ()
+    """Ranges of steps (first, end) in which half of every batch learns guidance."""
     batch: int = 128
-    muon_rate: float = 2e-3
-    adamw_rate: float = 1.5e-3
     decay: float = 0.02
     clip: float = 1.0
     average: float = 0.999
     caption_dropout: float = 0.1
     captions: int = 8
-    distill_from: float = 0.72
-    """Share of the steps after which half of every batch learns guidance."""
     guidance: tuple[float, float] = (1.0, 5.0)
     double: int = 3
     single: int = 3
@@ -52,6 +52,15 @@ class FluxRecipe:
     workers: int = 2
     compile: bool = True
     seed: int = 14
+
+    def rates(self, step: int) -> tuple[float, float]:
+        """Learning rates of Muon and of AdamW at a step."""
+        steps, muon, adamw = zip(*self.schedule, strict=True)
+        return float(np.interp(step, steps, muon)), float(np.interp(step, steps, adamw))
+
+    def distills(self, step: int) -> bool:
+        """Whether guidance is learned at a step."""
+        return any(first <= step < end for first, end in self.distill)
 
 
 @dataclass(frozen=True)
@@ -248,7 +257,7 @@ class Worker:
         part = draw_batch(self.data, step=step, rank=self.rank, recipe=recipe)
         count = len(part["time"])
         target, guidance, half = part["target"], torch.ones(count), 0
-        if step >= recipe.distill_from * recipe.plan.steps:
+        if recipe.distills(step):
             half = count // 2
             scatter(self.teacher_models.named_modules(), self.slots, state.average)
             learned = guided_target(self.teacher, part, half=half, empty=self.data.empty)
@@ -273,10 +282,11 @@ class Worker:
         gradient = state.gradients.mean(0)
         norm = gradient.norm()
         gradient *= (recipe.clip / (norm + 1e-6)).clamp(max=1.0)
-        factor, moments = recipe.plan.rate(step), Moments(state.first, state.second)
+        muon_rate, adamw_rate = recipe.rates(step)
+        moments = Moments(state.first, state.second)
         common = {"parameters_P": state.parameters, "gradients_P": gradient, "moments": moments, "decay": recipe.decay}
-        muon_step(self.matrices, rate=recipe.muon_rate * factor, **common)
-        adamw_step(self.rest, step=step, rate=recipe.adamw_rate * factor, **common)
+        muon_step(self.matrices, rate=muon_rate, **common)
+        adamw_step(self.rest, step=step, rate=adamw_rate, **common)
         self.barrier.wait()
         decay = min(recipe.average, (step + 1) / (step + 10))
         state.average[self.part].lerp_(state.parameters[self.part], 1 - decay)
@@ -308,7 +318,7 @@ def train_flux(
 ) -> dict[str, float]:
     """Train and leave `state/flux.safetensors` (parameters, moving average); continues from it when it is there.
 
-    The length of the plan may change between runs as long as decay and distillation have not begun.
+    The recipe's schedule may change between runs from the step on that is reached.
 
     Args:
         until: stop after this many steps; None for the plan's length.

@@ -113,10 +113,10 @@ def make_scheduler(*, shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
 
 
 def clip_config(*, vocabulary: int) -> dict[str, Any]:
-    """The open_clip model configuration of mini-CLIP: a ViT and a text transformer of about 1 M parameters."""
+    """The open_clip model configuration of mini-CLIP: a ResNet and a text transformer of 1.7 M parameters."""
     return {
         "embed_dim": 96,
-        "vision_cfg": {"image_size": 64, "layers": 5, "width": 96, "head_width": 32, "mlp_ratio": 4.0, "patch_size": 8},
+        "vision_cfg": {"image_size": 64, "layers": [2, 2, 2, 1], "width": 16, "head_width": 32},
         "text_cfg": {
             "context_length": TEXT_LENGTH,
             "vocab_size": vocabulary,

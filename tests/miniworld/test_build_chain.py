@@ -154,9 +154,9 @@ def train_flux_here(state: Path, steps: int) -> None:
 def test_a_killed_base_training_ends_with_the_same_file(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    train_flux_here(tmp_path / "whole", 40)
+    train_flux_here(tmp_path / "whole", 12)
     code = "import sys; from pathlib import Path; from tests.miniworld.test_build_chain import train_flux_here as train"
-    code += "; train(Path(sys.argv[1]), 40)"
+    code += "; train(Path(sys.argv[1]), 12)"
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment, cwd=root)
@@ -165,8 +165,8 @@ def test_a_killed_base_training_ends_with_the_same_file(tmp_path: Path) -> None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert read_checkpoint(checkpoint)[1]["step"] < 40
-    train_flux_here(tmp_path / "killed", 40)
+    assert read_checkpoint(checkpoint)[1]["step"] < 12
+    train_flux_here(tmp_path / "killed", 12)
     assert _tensors(tmp_path / "whole" / "flux.safetensors") == _tensors(checkpoint)
 
 

@@ -3,7 +3,7 @@
     python -m experiments.speed.cohort [repeats=3] [people=16] [iterations=12]
 
 Stage-2 steps of Meta-LoRA (rank 1) and of LoRA+aug on the shipped mini FLUX with cached latents: one person per batch
-against all in one batch. Only steps are timed; the repeats alternate. Writes results/cohort-DATE.json beside this file.
+against all in one batch. Only steps are timed; the repeats alternate. Writes results/cohort-DATE-N-threads.json.
 """
 
 import json
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "results": results,
     }
-    target = Path(__file__).parent / "results" / f"cohort-{record['date']}.json"
+    target = Path(__file__).parent / "results" / f"cohort-{record['date']}-{torch.get_num_threads()}-threads.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(record, indent=2) + "\n")
 

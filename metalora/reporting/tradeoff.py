@@ -101,16 +101,6 @@ def _operating_points(ax: "Axes", study: Study, points: list[Cell]) -> None:
             if cell.key == key:
                 x, y = _xy([cell])
                 ax.scatter(x, y, s=170, facecolor="none", edgecolor=look.INK, linewidth=1.0, zorder=5)
-                left = key.method == "meta_lora"  # away from its neighbours
-                ax.annotate(
-                    f"{key.iterations}",
-                    (x[0], y[0]),
-                    xytext=(-8, -12) if left else (8, 6),
-                    textcoords="offset points",
-                    ha="right" if left else "left",
-                    fontsize=7,
-                    color=look.INK,
-                )
 
 
 def _context(ax: "Axes", study: Study, points: list[Cell], *, class_noun: str) -> None:
@@ -173,7 +163,8 @@ def _legend(figure: "Figure", study: Study) -> None:
             for n in (study.iterations[0], study.iterations[-1])
         ]
     ring = Line2D([], [], linestyle="", marker="o", markersize=10, markerfacecolor="none", color=look.INK)
-    ring.set_label("the paper's operating points")
+    points = [f"{look.label(key.method)} {key.iterations}" for key in study.operating_points]
+    ring.set_label(f"what the paper's tables compare: {', '.join(points)} iterations")
     place = {"loc": "lower left", "columnspacing": 1.4}
     figure.legend(handles=[*handles, ring], ncols=len(handles) + 1, bbox_to_anchor=(0.01, 0.05), **place)
     if len(study.ranks) > 1:

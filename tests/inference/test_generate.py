@@ -72,6 +72,14 @@ def test_an_image_does_not_depend_on_its_batch(tiny_backbone, jobs, tmp_path):
     assert np.abs(of("ann", "frontal-00", 0) - of("ann", "style-00", 0)).mean() > 1
 
 
+def test_noise_belongs_to_the_prompt_and_the_seed(tiny_backbone, tmp_path):
+    one, other = (
+        GenerationJob("man", "man", "base", 0, 0, None, prompt_id, PROMPTS["frontal-00"], 0) for prompt_id in ("a", "b")
+    )
+    first, second = generate(tiny_backbone, [one, other], **SETTING, batch_size=2, out=tmp_path)
+    assert np.abs(pixels(tmp_path, first) - pixels(tmp_path, second)).mean() > 1
+
+
 @pytest.mark.parametrize(("identity", "rank"), [("ann", 1), ("cid", 2)])
 def test_stock_diffusers_makes_the_same_image_of_the_file(tiny_backbone, loras, tmp_path, identity, rank):
     jobs = [

@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
 	touch $@
 
-reproduce: $(STAMP)  ## the paper's comparison on the mini world: about 20 minutes on two cores
+reproduce: $(STAMP)  ## the paper's comparison on the mini world, end to end
 	$(BIN)/metalora reproduce experiment=mini/reproduce
 
 sweep: $(STAMP)  ## the same over ranks 1, 2, 4, 8 and 16 (75 cells), as a Hydra multirun

@@ -81,7 +81,5 @@ def test_cfg_job_prints_the_configuration() -> None:
 
 
 def test_one_line_keeps_what_counts() -> None:
-    text = (
-        "Could not override 'foo'.\nTo append to your config use +foo=1\nKey 'foo' is not in struct\n"
-    )
+    text = "Could not override 'foo'.\nTo append to your config use +foo=1\nKey 'foo' is not in struct\n"
     assert one_line(text) == "Could not override 'foo'.; Key 'foo' is not in struct"

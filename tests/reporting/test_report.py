@@ -64,7 +64,7 @@ def test_the_page_is_complete_in_itself(full):
     assert not re.search(r"https?://|url\(|@import", made.index.read_text())
     text = " ".join("".join(page.text).split())
     assert made.headline in text
-    assert "made-up <numbers>" in text
+    assert "measured on made-up <numbers>" in text and "Measured: made-up <numbers>" in text
     assert (folder / "summary.json").is_file()
     names = {path.name for path in made.index.parent.rglob("*.*")}
     for figure in ("tradeoff", "iterations", "ranks", "facesim"):

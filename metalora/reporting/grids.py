@@ -97,7 +97,11 @@ def _prompt_grids(study: Study, score: str) -> Iterable[Grid]:
     generated = generated.loc[generated["method"] != TEST_PHOTO]
     if score == "clip_t":
         generated = generated.loc[generated["clip_t"].notna()]
-    kind = "frontal prompts, below each image its R-FaceSim" if score == "r_face_sim" else "scenes and styles"
+    kind = (
+        "frontal prompts, below each image its R-FaceSim"
+        if score == "r_face_sim"
+        else "scenes and styles, below each image its CLIP-T"
+    )
     for class_noun in sorted(generated["class_noun"].unique(), reverse=True):
         of_class = generated.loc[generated["class_noun"] == class_noun]
         identity = sorted(of_class["identity"].unique())[0]
@@ -235,7 +239,8 @@ def compose(grid: Grid) -> Image.Image:
         for column, tile in enumerate(row.tiles):
             left = _ROW_LABEL + column * step_x
             if tile.file is None:
-                pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=_PALE)
+                if row is not grid.photos:  # a missing image is a gap, a person has as many photos as they have
+                    pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=_PALE)
                 continue
             picture = _fit(tile.file)
             sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))

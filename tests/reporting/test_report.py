@@ -134,7 +134,7 @@ def test_a_grid_shows_its_pictures_and_leaves_gaps_pale(tmp_path):
     Image.new("RGB", (64, 64), (200, 10, 10)).save(tmp_path / "red.png")
     Image.new("RGB", (30, 60), (10, 10, 200)).save(tmp_path / "blue.png")
     row = Row("a very long identity name that has no end", "#d55e00", (Tile(tmp_path / "red.png", "42"), Tile(None)))
-    photos = Row("photos", "#222222", (Tile(tmp_path / "blue.png"),))
+    photos = Row("photos", "#222222", (Tile(tmp_path / "blue.png"), Tile(None)))
     sheet = np.asarray(compose(Grid("g", "t", ("a prompt " * 30, "b"), (row,), photos=photos)))
     red = (sheet == (200, 10, 10)).all(axis=-1)
     assert red.sum() == TILE * TILE

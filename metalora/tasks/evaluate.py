@@ -5,9 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from metalora.core.atomic import atomic_path
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
-from metalora.evaluation.score import score_images
+from metalora.evaluation.score import score_images, write_scores
 from metalora.people.benchmark import Subject, load_benchmark, load_prompts
 from metalora.tasks.artifact import Artifact, stored_hash
 from metalora.tasks.prepare import ensure_benchmark
@@ -75,7 +74,6 @@ def evaluate(
         clip_part=chosen["clip_part"],
         progress=progress,
     )
-    with atomic_path(scores) as temporary:
-        frame.to_parquet(temporary)
+    write_scores(scores, frame)
     artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"])
     return scores

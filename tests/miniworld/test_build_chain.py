@@ -16,33 +16,35 @@ import torch
 from diffusers import FluxPipeline
 
 from metalora.core.errors import UserError
-from metalora.miniworld.build.chain import Chain, build
-from metalora.miniworld.build.clip import ClipRecipe, describe
+from metalora.miniworld.build.chain import Chain, build, samples_seen
+from metalora.miniworld.build.clip import ClipRecipe, cut_heads, describe
 from metalora.miniworld.build.data import load_corpus
 from metalora.miniworld.build.face import FaceRecipe, load_face, train_face
-from metalora.miniworld.build.flux import FluxData, FluxRecipe, train_flux
+from metalora.miniworld.build.flux import FluxData, FluxRecipe, error_weights, face_coverage, train_flux
 from metalora.miniworld.build.loop import Plan, read_checkpoint
 from metalora.miniworld.build.vae import VaeRecipe, train_vae
 from metalora.miniworld.shots import sample_shot
 
+FLUX = FluxRecipe(
+    plan=Plan(steps=4),
+    schedule=((0, 1e-3, 1e-3), (4, 0.0, 0.0)),
+    distill=((2, 4),),
+    batch=4,
+    captions=2,
+    double=1,
+    single=1,
+    workers=1,
+    compile=False,
+    face_weight=3.0,
+)
 TINY = Chain(
     corpus={"people": 8, "photos": 8, "seed": 0},
     portraits={"people": 8, "photos": 1, "seed": 0},
     vae_rows={"64x64": 16},
     vae=VaeRecipe(plan=Plan(steps=3), batch=2, widths=(8, 16, 16)),
     face=FaceRecipe(plan=Plan(steps=3), batch=8, widths=(16, 32, 32), depths=(1, 1, 1), dimension=16),
-    clip=ClipRecipe(plan=Plan(steps=2), batch=8),
-    flux=FluxRecipe(
-        plan=Plan(steps=4),
-        schedule=((0, 1e-3, 1e-3), (4, 0.0, 0.0)),
-        distill=((2, 4),),
-        batch=4,
-        captions=2,
-        double=1,
-        single=1,
-        workers=1,
-        compile=False,
-    ),
+    clip=(ClipRecipe(plan=Plan(steps=1), batch=8, heads=0), ClipRecipe(plan=Plan(steps=2), batch=8, heads=4)),
+    flux=(replace(FLUX, plan=Plan(steps=2), distill=()), FLUX),
 )
 
 
@@ -62,7 +64,38 @@ def _flux_data() -> FluxData:
     source = torch.Generator().manual_seed(0)
     latents = {"64x64": torch.randn(16, 8, 16, 16, generator=source).half()}
     tokens = torch.randint(2, 90, (16, 2, 24), generator=source).to(torch.uint8)
-    return FluxData(latents, {"64x64": np.arange(16)}, {"64x64": tokens}, tokens[0, 0])
+    boxes = np.tile([16.0, 16.0, 40.0, 48.0], (16, 1))
+    faces = {"64x64": face_coverage(boxes, grid=(8, 8))}
+    return FluxData(latents, {"64x64": np.arange(16)}, {"64x64": tokens}, faces, tokens[0, 0])
+
+
+def test_a_face_box_covers_its_tokens() -> None:
+    covered = face_coverage(np.array([[12.0, 16.0, 40.0, 20.0]]), grid=(4, 8)).view(4, 8).float()
+    np.testing.assert_allclose(covered[2], [0, 0.25, 0.5, 0.5, 0.5, 0, 0, 0])
+    assert covered.count_nonzero() == 4
+
+
+def test_faces_weigh_more_only_where_noise_does_not_hide_them() -> None:
+    faces = torch.zeros(3, 4)
+    faces[:, 0] = 1.0
+    weights = error_weights(faces, torch.tensor([0.3, 0.6, 0.95]), face_weight=5.0)
+    ratios = weights[:, 0] / weights[:, 1]
+    np.testing.assert_allclose(ratios, [5.0, 5.0, 1.0], rtol=1e-5)
+    assert weights.mean() == pytest.approx(1.0)
+
+
+def test_samples_of_a_training_in_parts_are_added_up() -> None:
+    parts = (replace(FLUX, plan=Plan(steps=3), batch=8), replace(FLUX, plan=Plan(steps=5), batch=2))
+    assert [samples_seen(parts, step=step) for step in (2, 3, 4, 5)] == [16, 24, 26, 28]
+
+
+def test_a_head_is_cut_around_the_face() -> None:
+    images = torch.full((2, 3, 48, 88), -1.0)
+    images[:, :, 10:30, 50:66] = 1.0
+    heads = cut_heads(images, np.tile([50.0, 10.0, 66.0, 30.0], (2, 1)), np.random.default_rng(0))
+    assert heads.shape == (2, 3, 64, 64)
+    bright = (heads[:, 0] > 0).float().mean((1, 2)).tolist()
+    assert all(0.8 / 2.2**2 < share < 0.8 / 1.4**2 for share in bright)
 
 
 def test_the_build_gives_complete_weights(built: Path) -> None:
@@ -72,6 +105,7 @@ def test_the_build_gives_complete_weights(built: Path) -> None:
     load_face(weights / "face")
     told = json.loads((weights / "provenance.json").read_text())
     assert told["trained"]["flux"]["samples_seen"] == 16
+    assert told["trained"]["clip"]["samples_seen"] == 16
     for name, digest in told["sha256"].items():
         assert _digest(weights / name) == digest
     assert {"flux/transformer/diffusion_pytorch_model.safetensors", "clip/open_clip_model.safetensors"} <= set(
@@ -147,7 +181,7 @@ def _tensors(path: Path) -> dict[str, bytes]:
 
 def train_flux_here(state: Path, steps: int) -> None:
     torch.set_num_threads(1)
-    recipe = replace(TINY.flux, plan=Plan(steps=steps, checkpoint_seconds=0.0))
+    recipe = replace(FLUX, plan=Plan(steps=steps, checkpoint_seconds=0.0))
     train_flux(_flux_data(), vocabulary=100, recipe=recipe, state=state, quiet=True)
 
 

@@ -6,7 +6,7 @@ Every stage leaves its result in the state folder and is skipped when it is ther
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Chain:
     Args:
         corpus, portraits: arguments of `write_corpus` and `write_portraits` (people, photos, seed).
         vae_rows: which of the corpus's images the autoencoder is trained on, the first so many of a size.
+        clip, flux: parts of a training; each goes on where the one before ended (its steps count from the first).
     """
 
     corpus: dict[str, int]
@@ -44,8 +45,8 @@ class Chain:
     vae_rows: dict[str, int]
     vae: VaeRecipe
     face: FaceRecipe
-    clip: ClipRecipe
-    flux: FluxRecipe
+    clip: tuple[ClipRecipe, ...]
+    flux: tuple[FluxRecipe, ...]
 
 
 SHIPPED = Chain(
@@ -102,22 +103,28 @@ def build(state: Path, *, chain: Chain, command: str, quiet: bool = False) -> Pa
         write_checkpoint(state / "latents.safetensors", found, notes={})
 
     def captions() -> None:
-        tokens = draw_captions(corpus(), captions=chain.flux.captions, seed=chain.flux.seed)
+        tokens = draw_captions(corpus(), captions=chain.flux[0].captions, seed=chain.flux[0].seed)
         write_checkpoint(state / "flux_tokens.safetensors", tokens, notes={})
 
     def flux_data() -> FluxData:
         tokens = read_checkpoint(state / "flux_tokens.safetensors")[0]
         return join_data(corpus(), latents=read_checkpoint(state / "latents.safetensors")[0], tokens=tokens)
 
-    size = len(make_tokenizer())
+    def clip() -> dict[str, float]:
+        return [train_clip(corpus(), recipe=part, state=state, quiet=quiet) for part in chain.clip][-1]
+
+    def flux() -> dict[str, float]:
+        data, size = flux_data(), len(make_tokenizer())
+        return [train_flux(data, vocabulary=size, recipe=part, state=state, quiet=quiet) for part in chain.flux][-1]
+
     stage("corpus", lambda: write_corpus(state / "corpus", **chain.corpus, progress=told("corpus")))
     stage("portraits", lambda: write_portraits(state / "portraits", **chain.portraits))
     stage("vae", lambda: train_vae(vae_corpus(), recipe=chain.vae, state=state, quiet=quiet))
     stage("face", lambda: train_face([corpus(), portraits()], recipe=chain.face, state=state, quiet=quiet))
-    stage("clip", lambda: train_clip(corpus(), recipe=chain.clip, state=state, quiet=quiet))
+    stage("clip", clip)
     stage("latents", latents)
     stage("captions", captions)
-    stage("flux", lambda: train_flux(flux_data(), vocabulary=size, recipe=chain.flux, state=state, quiet=quiet))
+    stage("flux", flux)
     stage("weights", lambda: write_weight_files(state, weights, chain=chain, vae_corpus=vae_corpus(), command=command))
     return weights
 
@@ -125,12 +132,18 @@ def build(state: Path, *, chain: Chain, command: str, quiet: bool = False) -> Pa
 def write_weight_files(state: Path, weights: Path, *, chain: Chain, vae_corpus: Corpus, command: str) -> None:
     """Export every trained model into `weights` with its provenance."""
     export_vae(weights / "flux", vae=trained_vae(vae_corpus, recipe=chain.vae, state=state))
-    models = trained_flux(vocabulary=len(make_tokenizer()), recipe=chain.flux, state=state)
-    export_flux(weights / "flux", models=models, shift=chain.flux.shift)
+    models = trained_flux(vocabulary=len(make_tokenizer()), recipe=chain.flux[-1], state=state)
+    export_flux(weights / "flux", models=models, shift=chain.flux[-1].shift)
     export_face(weights / "face", model=trained_face(recipe=chain.face, state=state), config=chain.face.config())
-    export_clip(weights / "clip", model=trained_clip(recipe=chain.clip, state=state))
+    export_clip(weights / "clip", model=trained_clip(recipe=chain.clip[-1], state=state))
     trainings = {name: read_checkpoint(state / f"{name}.safetensors")[1] for name in ("vae", "face", "clip", "flux")}
     write_json(weights / "provenance.json", provenance(weights, chain=chain, trainings=trainings, command=command))
+
+
+def samples_seen(parts: Sequence[Any], *, step: int) -> int:
+    """Samples of a training that has come to `step`; every part ends at its plan's step and has its own batch size."""
+    ends = [min(step, part.plan.steps) for part in parts]
+    return sum((end - start) * part.batch for part, start, end in zip(parts, [0, *ends], ends, strict=False))
 
 
 def provenance(weights: Path, *, chain: Chain, trainings: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
@@ -141,14 +154,14 @@ def provenance(weights: Path, *, chain: Chain, trainings: dict[str, dict[str, An
     """
     skipped = {"provenance.json", "README.md", "quality.json"}
     files = sorted(path for path in weights.rglob("*") if path.is_file() and path.name not in skipped)
-    batches = {"vae": chain.vae.batch, "face": chain.face.batch, "clip": chain.clip.batch, "flux": chain.flux.batch}
+    parts = {"vae": (chain.vae,), "face": (chain.face,), "clip": chain.clip, "flux": chain.flux}
     return {
         "command": command,
         "recipes": asdict(chain),
         "trained": {
             name: {
                 "steps": notes["step"],
-                "samples_seen": notes["step"] * batches[name],
+                "samples_seen": samples_seen(parts[name], step=notes["step"]),
                 "seconds": round(notes["seconds"], 1),
             }
             for name, notes in trainings.items()

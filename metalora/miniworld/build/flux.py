@@ -24,7 +24,7 @@ from metalora.miniworld.build.data import Corpus, generator, torch_generator
 from metalora.miniworld.build.flat import Moments, Slot, adamw_step, gather, lay_out, muon_step, scatter, share
 from metalora.miniworld.build.forward import rotary, velocity
 from metalora.miniworld.build.loop import Plan, read_checkpoint, run_steps, write_checkpoint
-from metalora.miniworld.build.models import TEXT_LENGTH, FluxModels, make_flux
+from metalora.miniworld.build.models import TEXT_LENGTH, VAE_FACTOR, FluxModels, make_flux
 from metalora.miniworld.build.wordlist import make_tokenizer
 from metalora.miniworld.captions import sample_caption
 from metalora.miniworld.shots import Shot
@@ -46,6 +46,8 @@ class FluxRecipe:
     caption_dropout: float = 0.1
     captions: int = 8
     guidance: tuple[float, float] = (1.0, 5.0)
+    face_weight: float = 1.0
+    """Weight of an error inside the face's box; outside it is 1. It fades where noise hides the place of the face."""
     double: int = 3
     single: int = 3
     shift: float = 1.0
@@ -71,17 +73,19 @@ class FluxData:
         latents: fp16 [N, 8, h, w] by size, all stored pictures.
         positions: for every size the rows of `latents` that trainings may use.
         tokens: for every size uint8 [len(positions), K, L]: several captions per picture.
+        faces: for every size fp16 [len(positions), N]: the share of each image token that the face's box covers.
         empty: the empty caption [L].
     """
 
     latents: dict[str, Tensor]
     positions: dict[str, np.ndarray]
     tokens: dict[str, Tensor]
+    faces: dict[str, Tensor]
     empty: Tensor
 
     def share_memory(self) -> None:
         """Let worker processes map these tensors instead of copying them."""
-        for tensor in (*self.latents.values(), *self.tokens.values(), self.empty):
+        for tensor in (*self.latents.values(), *self.tokens.values(), *self.faces.values(), self.empty):
             tensor.share_memory_()
 
 
@@ -107,7 +111,42 @@ def draw_captions(corpus: Corpus, *, captions: int, seed: int) -> dict[str, Tens
 def join_data(corpus: Corpus, *, latents: dict[str, Tensor], tokens: dict[str, Tensor]) -> FluxData:
     """The pictures of `corpus` (a selection) with their latents (of all stored pictures) and captions."""
     positions = {str(size): group.row.to_numpy() for size, group in corpus.table.groupby("size", sort=True)}
-    return FluxData(latents, positions, tokens, caption_tokens([""])[0].to(torch.uint8))
+    faces = {
+        str(size): face_coverage(
+            group[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float),
+            grid=tuple(x // 2 for x in latents[str(size)].shape[-2:]),
+        )
+        for size, group in corpus.table.groupby("size", sort=True)
+    }
+    return FluxData(latents, positions, tokens, faces, caption_tokens([""])[0].to(torch.uint8))
+
+
+def face_coverage(boxes_B4: np.ndarray, *, grid: tuple[int, int]) -> Tensor:
+    """Share of each image token [B, N] that a face box (x0, y0, x1, y1 in pixels) covers, fp16.
+
+    Args:
+        grid: height and width in tokens; a token is as wide as two latents.
+    """
+    side = 2 * VAE_FACTOR
+
+    def overlap(low_B: np.ndarray, high_B: np.ndarray, count: int) -> np.ndarray:
+        edges = side * np.arange(count)
+        covered = np.minimum(high_B[:, None], edges + side) - np.maximum(low_B[:, None], edges)
+        return covered.clip(0, side) / side
+
+    rows, columns = overlap(boxes_B4[:, 1], boxes_B4[:, 3], grid[0]), overlap(boxes_B4[:, 0], boxes_B4[:, 2], grid[1])
+    return torch.from_numpy((rows[:, :, None] * columns[:, None, :]).reshape(len(boxes_B4), -1)).half()
+
+
+def error_weights(faces_BN: Tensor, time_B: Tensor, *, face_weight: float) -> Tensor:
+    """Weights [B, N] of the errors, on average 1.
+
+    Up to t = 0.6 the noisy picture shows where the face is, so a weight there favours no place over another; from
+    there to t = 0.9 the weight fades to 1.
+    """
+    seen_B = ((0.9 - time_B) / 0.3).clamp(0, 1)
+    weights = 1 + (face_weight - 1) * seen_B[:, None] * faces_BN
+    return weights / weights.mean()
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
@@ -200,8 +239,16 @@ def draw_batch(data: FluxData, *, step: int, rank: int, recipe: FluxRecipe) -> d
     noisy = (1 - t[:, None, None]) * clean + t[:, None, None] * noise
     low, high = recipe.guidance
     guidance = low + (high - low) * torch.rand(len(chosen), generator=source)
-    grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
-    return {"tokens": tokens, "noisy": noisy, "time": t, "target": noise - clean, "guidance": guidance, "grid": grid}
+    faces = data.faces[size][torch.from_numpy(chosen)].float()
+    return {
+        "tokens": tokens,
+        "noisy": noisy,
+        "time": t,
+        "target": noise - clean,
+        "guidance": guidance,
+        "grid": (latents.shape[-2] // 2, latents.shape[-1] // 2),
+        "weights": error_weights(faces, t, face_weight=recipe.face_weight),
+    }
 
 
 def guided_target(teacher: Predictor, part: Mapping[str, Any], *, half: int, empty: Tensor) -> Tensor:
@@ -266,10 +313,11 @@ class Worker:
         predicted = self.model(
             part["noisy"], time_B=part["time"], guidance_B=guidance, tokens_BL=part["tokens"], grid=part["grid"]
         )
-        errors = (predicted - target).square().mean((1, 2))
+        squared = (predicted - target).square().mean(2)
+        weighted, errors = (squared * part["weights"]).mean(1), squared.detach().mean(1)
         for module in self.live.named_modules().values():
             module.zero_grad(set_to_none=True)
-        errors.mean().backward()
+        weighted.mean().backward()
         gather(self.live.named_modules(), self.slots, state.gradients[self.rank], gradients=True)
         state.report[self.rank, 0] = errors[half:].mean().item()
         state.report[self.rank, 1] = errors[:half].mean().item() if half else 0.0

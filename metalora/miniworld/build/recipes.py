@@ -1,5 +1,7 @@
 """What `make miniworld` trains: every number of the shipped weights' recipe stands here."""
 
+from dataclasses import replace
+
 from metalora.miniworld.build.clip import ClipRecipe
 from metalora.miniworld.build.face import FaceRecipe
 from metalora.miniworld.build.flux import FluxRecipe
@@ -11,10 +13,13 @@ PORTRAITS = {"people": 3600, "photos": 3, "seed": 5}
 VAE = VaeRecipe(plan=Plan(steps=2600))
 VAE_ROWS = {"64x64": 8000}
 FACE = FaceRecipe(plan=Plan(steps=2000))
-CLIP = ClipRecipe(plan=Plan(steps=1300, decay=0.4))
-# The schedule as the shipped weights were driven: Muon's first rate was too low, and a first end at step 2400 was
-# followed by a continuation. Someone with more time would hold (5e-3, 2e-3) for 70% of the steps and then decay.
-FLUX = FluxRecipe(
+CLIP = (
+    ClipRecipe(plan=Plan(steps=1300, decay=0.4), heads=0, traits=1.0),
+    ClipRecipe(plan=Plan(steps=3300, decay=0.4)),
+)
+# As the shipped weights were driven: Muon's first rate was too low, a first end at step 2400 was followed by a
+# continuation, and the second part halved the batch and weighted faces.
+_FIRST = FluxRecipe(
     plan=Plan(steps=3100),
     schedule=(
         (0, 2.5e-5, 1.9e-5),
@@ -30,4 +35,15 @@ FLUX = FluxRecipe(
         (3100, 0.0, 0.0),
     ),
     distill=((1728, 2400), (2921, 3100)),
+)
+FLUX = (
+    _FIRST,
+    replace(
+        _FIRST,
+        plan=Plan(steps=12600),
+        batch=64,
+        face_weight=5.0,
+        schedule=((3100, 1e-3, 4e-4), (3200, 5e-3, 1.8e-3), (9275, 5e-3, 1.8e-3), (12600, 0.0, 0.0)),
+        distill=((12100, 12600),),
+    ),
 )

@@ -6,6 +6,7 @@ embeddings from the pipeline itself, so what is trained here is what the stock p
 Shape legend: B batch, C latent channels, H W latent height and width, T packed tokens, L text tokens, D text width.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,12 @@ class FluxBackbone:
     def encoder_fingerprint(self) -> str:
         """sha256 over the autoencoder's configuration and weights: cached latents belong to it."""
         return fingerprint(self.folder / "vae")
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """sha256 over both text encoders' configurations and weights: cached text embeddings belong to it."""
+        parts = [fingerprint(self.folder / name) for name in ("text_encoder", "text_encoder_2")]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @cached_property
     def transformer(self) -> FluxTransformer2DModel:

@@ -35,6 +35,10 @@ class Backbone(Protocol):
     """The config group's word: mini, flux_dev."""
     fingerprint: str
     """sha256 over the transformer's config and weights; a prior only fits the backbone it was made with."""
+    encoder_fingerprint: str
+    """sha256 over the autoencoder's config and weights; latents belong to it."""
+    text_fingerprint: str
+    """sha256 over the text encoders' configs and weights; text embeddings belong to it."""
     transformer: nn.Module
     """The denoiser. Frozen, eval mode; adapters are injected into its Linear layers."""
     pixel_multiple: int

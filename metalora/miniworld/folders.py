@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metalora.core.atomic import write_json
+from metalora.core.atomic import share, write_json
 from metalora.core.errors import UserError
 from metalora.miniworld.identity import Identity
 from metalora.miniworld.renderer import render
@@ -117,9 +117,7 @@ def _write_folder(path: Path, named: Sequence[tuple[str, np.ndarray]]) -> None:
     try:
         for name, picture in named:
             Image.fromarray(picture).save(temporary / name, compress_level=1)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes it private
+        share(temporary, 0o777)
         if path.is_dir():
             shutil.rmtree(path)  # the rest of another run, not complete
         temporary.replace(path)

@@ -56,7 +56,7 @@ class LatentCache:
             inputs: everything the pictures are computed from (photo hashes, windows, shapes), JSON values.
             pictures: makes them; called only when the shard is missing or damaged.
         """
-        key = _key({"kind": "latents", "encoder": self._encoder("encoder_fingerprint"), "inputs": inputs})
+        key = _key({"kind": "latents", "encoder": self._encoder(self._backbone.encoder_fingerprint), "inputs": inputs})
         path = self.root / "latents" / key[:2] / f"{key}.safetensors"
         stored = read_shard(path, key=key)
         if stored is None:
@@ -76,7 +76,7 @@ class LatentCache:
         return {caption: self._text(caption) for caption in sorted(set(captions))}
 
     def _text(self, caption: str) -> TextEmbedding:
-        key = _key({"kind": "text", "encoder": self._encoder("text_fingerprint"), "caption": caption})
+        key = _key({"kind": "text", "encoder": self._encoder(self._backbone.text_fingerprint), "caption": caption})
         path = self.root / "text" / f"{key}.safetensors"
         stored = read_shard(path, key=key)
         if stored is None:
@@ -86,9 +86,8 @@ class LatentCache:
             write_shard(path, *stored, key=key)
         return TextEmbedding(stored[0]["tokens"], stored[0]["pooled"])
 
-    def _encoder(self, attribute: str) -> list[str]:
-        """What names the encoder; a backbone that has no own fingerprint for it is named by its transformer's."""
-        fingerprint = getattr(self._backbone, attribute, None) or self._backbone.fingerprint
+    def _encoder(self, fingerprint: str) -> list[str]:
+        """What names an encoder: its weights, its precision and how much text it reads."""
         return [fingerprint, *(str(getattr(self._backbone, name, "")) for name in ("dtype", "max_text_tokens"))]
 
 

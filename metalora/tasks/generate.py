@@ -50,6 +50,7 @@ def artifact_of(setting: Setting, *, jobs: Sequence[GenerationJob], label: str) 
     config = {
         "task": "generate",
         "backbone": setting.backbone_key,
+        "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
         "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
         "jobs": [(job.identity, job.method, job.rank, job.iterations, job.prompt, job.seed) for job in jobs],
     }

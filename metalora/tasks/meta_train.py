@@ -1,5 +1,6 @@
 """`metalora meta-train`: Stage 1. Many people of one class in, `prior.safetensors` (LoRA Meta-Down) out."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,7 +20,9 @@ def run(cfg: DictConfig) -> None:
     setting = Setting.of(cfg)
     set_threads(setting)
     with Board() as board:
-        prior = meta_train(setting, class_noun=setting["class_noun"], progress=board.reporter("meta-train"))
+        prior = meta_train(
+            setting, class_noun=setting["class_noun"], progress=board.reporter("meta-train"), say=board.say
+        )
         board.say(f"prior: {prior}")
 
 
@@ -40,8 +43,14 @@ def artifact_of(setting: Setting, class_noun: str) -> Artifact:
     return Artifact(setting.folder("meta-train", class_noun, probe.hash), config)
 
 
-def meta_train(setting: Setting, *, class_noun: str, progress: Progress) -> Path:
-    """Train the prior of one class, or continue, or return the one that is there."""
+def meta_train(
+    setting: Setting, *, class_noun: str, progress: Progress, say: Callable[[str], None] | None = None
+) -> Path:
+    """Train the prior of one class, or continue, or return the one that is there.
+
+    Args:
+        say: told one line about buckets.
+    """
     artifact = artifact_of(setting, class_noun)
     prior = artifact.folder / "prior.safetensors"
     if artifact.complete and prior.is_file():
@@ -81,6 +90,7 @@ def meta_train(setting: Setting, *, class_noun: str, progress: Progress) -> Path
         checkpoint_seconds=setting["trainer.checkpoint_seconds"],
         logger=training_logger(setting, name=f"meta-train-{class_noun}", folder=artifact.folder),
         progress=progress,
+        say=say,
     )
     artifact.finish(people=len(people), images=sum(len(person.images) for person in people))
     return prior

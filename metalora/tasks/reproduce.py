@@ -29,6 +29,9 @@ from metalora.tasks.setting import Setting
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
 
+REFRESH_SECONDS = 60.0
+"""A report costs seconds of a core that trains: it is not written more often."""
+
 
 def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
@@ -50,10 +53,14 @@ def run(cfg: DictConfig) -> None:
             wall = {"this run, wall clock": round(time.monotonic() - started, 1)}
             return report(folder, study=study, headline=setting["headline"], facts=facts_of(setting), wall=wall)
 
+        refreshed = started
+
         def finished(name: str, result: Path) -> None:
+            nonlocal refreshed
             board.say(f"done: {name}")
-            if name.startswith("score"):
+            if name.startswith("score") and time.monotonic() - refreshed > REFRESH_SECONDS:
                 refresh()
+                refreshed = time.monotonic()
 
         run_jobs(jobs_of(setting), workers=workers, threads=threads, board=board, finished=finished)
         outcome = refresh()

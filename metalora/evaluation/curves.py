@@ -1,7 +1,7 @@
 """From scores to cells: a method at a rank and iteration on a class, with intervals over people.
 
 Everything here reads the table that `score.py` makes and nothing else. Headline scores count a generated image without
-a face as 0; `*_detected` leaves it out.
+a face as 0 where an image with one would have a score; `*_detected` leaves it out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,8 @@ _COLUMN = {name: name for name in METRICS} | {
     "r_face_sim_detected": "r_face_sim",
     "face_sim_detected": "face_sim",
 }
+_COMPARED = {"r_face_sim": "test_photos", "face_sim": "reference_faces"}
+"""How many faces a score compares with; where there is none, a miss is as little measured as a face would be."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ class CellKey:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the paper's figures: a method on one class ("both": all people), with intervals over people."""
+    """One point of the paper's figures: a method on one class, with intervals over people.
+
+    "both" is all people; such a cell exists only once every class of the table has it.
+    """
 
     key: CellKey
     class_noun: str
@@ -72,7 +77,7 @@ def cells(scores: "pd.DataFrame") -> tuple[Cell, ...]:
 
 
 def cell(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> Cell:
-    """Average a cell: over prompts and seeds, then over people."""
+    """Average a cell: over prompts and seeds, then over people; NaN of nobody where there is no such cell."""
     rows = _rows(scores, key, class_noun=class_noun)
     people = sorted(rows["identity"].unique())
     found = {name: metrics.bootstrap(_means(rows, name, among=people)) for name in _COLUMN}
@@ -80,6 +85,13 @@ def cell(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> Cell:
 
 
 def _rows(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataFrame":
+    """A cell's rows; none of "both" while a class of the table lacks the cell."""
+    rows = _select(scores, key, class_noun=class_noun)
+    lacking = class_noun == BOTH and set(rows["class_noun"]) != set(scores["class_noun"])
+    return rows.iloc[:0] if lacking else rows
+
+
+def _select(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataFrame":
     rows = (scores["method"] == key.method) & (scores["rank"] == key.rank) & (scores["iterations"] == key.iterations)
     if class_noun != BOTH:
         rows &= scores["class_noun"] == class_noun
@@ -88,9 +100,11 @@ def _rows(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataF
 
 def _means(rows: "pd.DataFrame", metric: str, *, among: Sequence[str]) -> np.ndarray:
     values = rows[_COLUMN[metric]].to_numpy(dtype=np.float64)
-    if metric in ("r_face_sim", "face_sim"):
-        found = rows["face_found"].to_numpy(dtype=np.float64)
-        values = metrics.misses_as_zero(values, found != 0)  # NaN: not measured, stays NaN
+    if metric in _COMPARED:
+        missed = rows["face_found"] == 0  # NaN: not measured, stays NaN
+        if _COMPARED[metric] in rows:
+            missed &= rows[_COMPARED[metric]] != 0
+        values = metrics.misses_as_zero(values, ~missed.to_numpy())
     return metrics.identity_means(values, list(rows["identity"]), among_K=among)
 
 
@@ -107,12 +121,14 @@ def steps_to_match(
 ) -> StepsToMatch | None:
     """Iterations at which a method, at the target's rank, first has the target cell's R-FaceSim.
 
-    Only people that every one of the cells has are counted. None: the target or the whole curve is not there yet.
+    Only cells that the class has are used ("both": that every class has), and only people that all of them have are
+    counted. None: the target or the whole curve is not there yet.
     """
-    curve = [key for key in cell_keys(scores) if key.method == method and key.rank == target.rank]
-    if not curve or target not in cell_keys(scores):
+    wanted = [key for key in cell_keys(scores) if key == target or (key.method, key.rank) == (method, target.rank)]
+    tables = {key: rows for key in wanted if not (rows := _rows(scores, key, class_noun=class_noun)).empty}
+    curve = [key for key in tables if key.method == method]
+    if not curve or target not in tables:
         return None
-    tables = {key: _rows(scores, key, class_noun=class_noun) for key in (*curve, target)}
     means = {}
     for metric in ("r_face_sim", "clip_t"):
         everybody = sorted(set.union(*(set(rows["identity"]) for rows in tables.values())))
@@ -153,10 +169,10 @@ def bounds(scores: "pd.DataFrame", *, class_noun: str = BOTH) -> Bounds | None:
     """
     found = {}
     for method in PHOTO_METHODS:
-        rows = _rows(scores, CellKey(method, 0, 0), class_noun=class_noun)
+        rows = _select(scores, CellKey(method, 0, 0), class_noun=class_noun)
         people = sorted(rows["identity"].unique())
         found[method] = metrics.bootstrap(_means(rows, "r_face_sim_detected", among=people))
-    real = [_rows(scores, CellKey(method, 0, 0), class_noun=class_noun) for method in (REFERENCE, TEST_PHOTO)]
+    real = [_select(scores, CellKey(method, 0, 0), class_noun=class_noun) for method in (REFERENCE, TEST_PHOTO)]
     faces = np.concatenate([rows["face_found"].to_numpy(dtype=np.float64) for rows in real])
     if not faces.size:
         return None
@@ -207,7 +223,9 @@ def choose_learning_rate(
     key, table = CellKey(method, rank, iterations), []
     for rate, frame in sorted(scores.items()):
         missing = [
-            name for name, k in (("the base", CellKey(BASE, 0, 0)), (str(key), key)) if k not in cell_keys(frame)
+            name
+            for name, k in (("the base", CellKey(BASE, 0, 0)), (str(key), key))
+            if _rows(frame, k, class_noun=class_noun).empty
         ]
         if missing:
             raise UserError(f"learning rate {rate:g} has no scores of {' and '.join(missing)}", key="learning_rate")

@@ -36,6 +36,7 @@ PHOTO_METHODS = (REFERENCE, TEST_PHOTO, STRANGER)
 KEY = ("method", "rank", "iterations", "identity", "prompt_id", "seed")
 """What names a row; photos have their file in `prompt_id`'s place."""
 _FILES = ("file", "reference")
+_WHOLE_NUMBERS = ("rank", "iterations", "seed", "test_photos", "test_photos_missed", "reference_faces")
 
 
 class Subject(Protocol):
@@ -86,10 +87,11 @@ def score_images(
     Returns:
         One row per image and identity. Scores are cosines, NaN where they are not measured; face_found is 1, 0 or NaN;
         face_sim and r_face_sim are NaN where no face was found. test_photos counts the photos R-FaceSim averages over,
-        test_photos_missed those left out because no face was found in them.
+        test_photos_missed those left out because no face was found in them; reference_faces is 1 where FaceSim has the
+        reference's face to compare with, else 0.
 
     Raises:
-        UserError: an image of nobody in the benchmark, or one whose file is gone.
+        UserError: an image of nobody in the benchmark, one whose file is gone, or none of a prompt that is scored.
     """
     import pandas as pd
 
@@ -99,17 +101,18 @@ def score_images(
     uses = {face_part: set(face_prompts)}
     uses[clip_part] = uses.get(clip_part, set()) | set(clip_prompts)
     pairs = _pairs(images, people, uses=uses)
+    clip_places, face_places = _places(pairs, clip_part, clip_prompts), _places(pairs, face_part, face_prompts)
+    if not clip_places and not face_places:
+        raise _nothing_to_score(images, uses)
     faces = _Faces(
         [s for s in subjects if s.part == face_part and s.class_noun in {i.record.class_noun for i in images}],
         embeddings,
     )
     frame = pd.DataFrame([_row(image.record, image.picture.path, subject) for image, subject in pairs])
-    if frame.empty:
-        raise UserError("there is no image to score", expected=f"images listed in {FILE_NAME}", key="images")
-    _add_clip(frame, _places(pairs, clip_part, clip_prompts), pairs, images, embeddings)
-    _add_faces(frame, _places(pairs, face_part, face_prompts), pairs, faces, embeddings)
+    _add_clip(frame, clip_places, pairs, images, embeddings)
+    _add_faces(frame, face_places, pairs, faces, embeddings)
     rows = pd.concat([frame, pd.DataFrame(faces.photo_rows(), columns=frame.columns)], ignore_index=True)
-    return rows.astype({"rank": int, "iterations": int, "seed": int, "test_photos": int, "test_photos_missed": int})
+    return rows.astype(dict.fromkeys(_WHOLE_NUMBERS, int))
 
 
 def _read(manifests: Sequence[Path]) -> list[_Image]:
@@ -153,6 +156,20 @@ def _pairs(
     return pairs
 
 
+def _nothing_to_score(images: Sequence[_Image], uses: Mapping[str, Collection[str]]) -> UserError:
+    if not images:
+        return UserError("there is no image to score", expected=f"images listed in {FILE_NAME}", key="images")
+    scored = [f"{min(ids)} for {part} people" for part, ids in uses.items() if ids]
+    records = [image.record for image in images]
+    found = sorted({f"{record.prompt_id} of {record.identity}, {record.class_noun}" for record in records})
+    return UserError(
+        "no image is of a prompt that its person is scored on",
+        expected=f"prompt ids of the benchmark, such as {' or '.join(scored)}",
+        got="; ".join(found[:3]),
+        key="images",
+    )
+
+
 def _places(pairs: Sequence[tuple[_Image, Subject]], part: str, prompt_ids: Collection[str]) -> list[int]:
     return [n for n, (i, subject) in enumerate(pairs) if subject.part == part and i.record.prompt_id in prompt_ids]
 
@@ -182,6 +199,7 @@ def _row(record: GeneratedImage, path: Path, subject: Subject) -> dict[str, Any]
         "r_face_sim": np.nan,
         "test_photos": 0,
         "test_photos_missed": 0,
+        "reference_faces": 0,
         "reference": str(subject.reference),
     }
 
@@ -302,6 +320,7 @@ def face_scores(
         "face_sim": np.nan,
         "r_face_sim": np.nan,
         "test_photos": len(tests),
+        "reference_faces": int(reference is not None),
     }
     if face is not None:
         face_1D = torch.from_numpy(face)[None]

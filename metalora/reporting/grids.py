@@ -170,7 +170,8 @@ def _with_faces(study: Study) -> "pd.DataFrame":
 
 
 def _shown(study: Study) -> list[CellKey]:
-    return [key for key in (CellKey(BASE, 0, 0), *study.operating_points) if study.cell(key) is not None]
+    run = {cell.key for cell in study.cells}
+    return [key for key in (CellKey(BASE, 0, 0), *study.operating_points) if key in run]
 
 
 def _words(key: CellKey) -> str:

@@ -125,7 +125,7 @@ def _bounds(study: Study) -> list[tuple[str, str, str, str, str]]:
 def _missing(study: Study) -> list[str]:
     """What of the paper's grid has not been run."""
     grid = paper_reference()["grid"]
-    run = {cell.key for cell in study.cells}
+    run = {cell.key for cell in study.cells if cell.class_noun == study.overall}
     lacking = []
     for method in ("lora", "lora_aug", "meta_lora"):
         ranks = [rank for rank in grid["ranks"] if not all(CellKey(method, rank, n) in run for n in grid["iterations"])]

@@ -47,7 +47,7 @@ class Study:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """Every cell that has been run, the untouched base included."""
+        """Every cell that has been run, the untouched base included; of "both" what every class has."""
         return curves.cells(self.scores)
 
     @cached_property

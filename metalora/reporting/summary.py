@@ -12,7 +12,8 @@ from metalora.reporting.study import Study
 def summarize(study: Study) -> dict[str, Any]:
     """The summary as plain JSON values; numbers that could not be measured are null.
 
-    `curves`: one entry per class and cell that has been run, scores as cosines, misses counted as 0, ci95 by metric.
+    `curves`: one entry per class and cell that has been run, scores as cosines, misses counted as 0, ci95 by metric;
+    "both" only for cells that every class has.
     `steps_to_match`: iterations a method needs for the target's R-FaceSim at no lower CLIP-T (`plain`: at any CLIP-T).
     `seconds`: wall seconds by stage. Beside these: what the numbers were measured on, bounds, and the scores over
     images with a face alone.
@@ -68,9 +69,15 @@ def _steps(study: Study) -> dict[str, Any]:
         study.method: None,
         "ratio": None,
     }
-    best = [cell.scores["r_face_sim"].mean for cell in _curve_of(study)]
+    found["by_class"] = {
+        class_noun: _match(of_class, method=study.method)
+        for class_noun in study.classes
+        if class_noun != study.overall and (of_class := study.match(class_noun=class_noun)) is not None
+    }
     if match is None:
-        return found | {"reason": "the target or the curve has not been run"}
+        who = " for every class" if found["by_class"] else ""
+        return found | {"reason": f"the target or the curve has not been run{who}"}
+    best = [cell.scores["r_face_sim"].mean for cell in _curve_of(study)]
     found |= _match(match, method=study.method)
     found["best_r_face_sim"] = _number(max(best))
     found["last_checkpoint"] = max(cell.key.iterations for cell in _curve_of(study))
@@ -78,11 +85,6 @@ def _steps(study: Study) -> dict[str, Any]:
         method: _match(other, method=method)
         for method in sorted({cell.key.method for cell in study.cells} - {study.method, "base"})
         if (other := study.match(method)) is not None
-    }
-    found["by_class"] = {
-        class_noun: _match(of_class, method=study.method)
-        for class_noun in study.classes
-        if class_noun != study.overall and (of_class := study.match(class_noun=class_noun)) is not None
     }
     return found
 

@@ -137,7 +137,7 @@ def _context(ax: "Axes", study: Study, points: list[Cell], *, class_noun: str) -
     if x.size:
         margin = max(0.06 * (x.max() - x.min()), 0.3)
         ax.set_xlim(x.min() - margin, x.max() + margin)
-    if lows:
+    if lows and highs:
         span = max(max(highs) - min(lows), 1.0)
         ax.set_ylim(min(lows) - 0.07 * span, max(highs) + 0.07 * span)
 

@@ -83,6 +83,61 @@ def test_misses_lower_the_headline_and_not_the_detected_mean():
     assert scores["face_found"].mean == pytest.approx(7 / 8)
 
 
+@pytest.mark.parametrize(("metric", "compared"), [("r_face_sim", "test_photos"), ("face_sim", "reference_faces")])
+def test_a_miss_is_not_measured_where_a_face_would_not_be(metric, compared):
+    frame = table().assign(test_photos=3, reference_faces=1)
+    w0 = (frame["identity"] == "w0") & (frame["method"] == "meta_lora")
+    frame.loc[w0, metric] = np.nan
+    frame.loc[w0 & (frame["prompt_id"] == "p0"), ["face_found", "face_sim", "r_face_sim"]] = [0.0, np.nan, np.nan]
+    others = frame[(frame["method"] == "meta_lora") & (frame["iterations"] == 375) & (frame["class_noun"] == "woman")]
+    expected = others.loc[others["identity"] != "w0"].groupby("identity")[metric].mean().mean()
+
+    def mean():
+        return curves.cell(frame, CellKey("meta_lora", 1, 375), class_noun="woman").scores[metric].mean
+
+    assert mean() == pytest.approx(expected * 3 / 4)  # measurable: the miss is this person's only score, a 0
+    frame.loc[w0, compared] = 0
+    assert mean() == pytest.approx(expected)
+    frame[compared] = frame[compared].astype(float).mask(frame[compared] == 3)  # an older table joined with this one
+    assert mean() == pytest.approx(expected)
+
+
+def test_a_cell_of_both_is_of_every_class():
+    frame, late = table(), CellKey("meta_lora", 1, 375)
+    of_women = frame["class_noun"] == "woman"
+    frame = frame.loc[~(of_women & (frame["method"] == "meta_lora") & (frame["iterations"] == 375))]
+    assert curves.class_nouns(frame) == ("man", "woman", "both")
+    assert [cell.class_noun for cell in curves.cells(frame) if cell.key == late] == ["man"]
+    assert len(curves.cells(frame)) == 3 * (1 + 2 * 5) - 2
+    nobody = curves.cell(frame, late, class_noun="both")
+    assert nobody.people == 0 and np.isnan(nobody.scores["r_face_sim"].mean)
+    men = curves.cell(frame, late, class_noun="man")
+    assert men.scores["r_face_sim"].mean == pytest.approx(0.44)
+    assert curves.compare(frame, late, CellKey("lora_aug", 1, 375), metric="r_face_sim").identities == 0
+    with pytest.raises(UserError, match="no scores of"):
+        curves.choose_learning_rate({1e-3: frame}, method="meta_lora", iterations=375)
+    assert curves.choose_learning_rate({1e-3: frame}, method="meta_lora", iterations=375, class_noun="man", budget=0.1)
+
+
+def test_steps_to_match_of_both_use_cells_of_every_class():
+    frame, target = table(), CellKey("lora_aug", 1, 625)
+    of_women = frame["class_noun"] == "woman"
+
+    def match(lacking, class_noun="both"):
+        rows = frame.loc[~(of_women & lacking)]
+        return curves.steps_to_match(rows, method="meta_lora", target=target, class_noun=class_noun)
+
+    meta_lora = frame["method"] == "meta_lora"
+    at_375 = meta_lora & (frame["iterations"] == 375)
+    assert match(at_375).matched == pytest.approx(450)  # between 250 and 500
+    assert match(at_375, "man").matched == pytest.approx(437.5)
+    assert match(at_375, "woman").matched == pytest.approx(450)
+    at_target = (frame["method"] == "lora_aug") & (frame["iterations"] == 625)
+    for lacking in (at_target, meta_lora):
+        assert match(lacking) is None and match(lacking, "woman") is None
+        assert match(lacking, "man").matched == pytest.approx(437.5)
+
+
 def test_every_cell_of_every_class():
     found = curves.cells(table())
     assert len(found) == 3 * (1 + 2 * 5)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from metalora.core.errors import UserError
 from metalora.core.manifest import write_manifest
+from metalora.evaluation import curves
+from metalora.evaluation.curves import CellKey
 from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.evaluation.score import read_scores, score_images, write_scores
 
@@ -113,6 +115,33 @@ def test_a_miss_is_neither_a_score_nor_forgotten(scored):
     assert row[FACES].isna().all(axis=None)
 
 
+def test_nobody_is_scored_0_for_want_of_a_photo_with_a_face(world, scored):
+    dan, bea = by_name(world, "dan"), by_name(world, "bea")
+    paint(dan.reference, (0, 50, 60))
+    for photo in bea.test_photos:
+        paint(photo, (0, 50, 60))
+    for identity in ("dan", "bea"):
+        paint(world.images / f"images/{identity}/lora-375/front-0-0.png", (0, 9, 9))  # a miss
+    frame = scored()
+
+    def means(class_noun):
+        scores = curves.cell(frame, CellKey("lora", 1, 375), class_noun=class_noun).scores
+        return scores["face_sim"].mean, scores["r_face_sim"].mean
+
+    def alone(identity):
+        rows = frame.query(f"identity == '{identity}' and method == 'lora' and iterations == 375")
+        assert len(rows) == 2
+        return rows[["face_sim", "r_face_sim"]].fillna(0).mean().to_numpy()
+
+    (dan_face, dan_robust), (bea_face, bea_robust) = alone("dan"), alone("bea")
+    (cid_face, cid_robust), (ann_face, ann_robust) = alone("cid"), alone("ann")
+    assert dan_face == bea_robust == 0 and dan_robust > 0 and bea_face > 0
+    assert means("man") == pytest.approx((cid_face, (cid_robust + dan_robust) / 2))
+    assert means("woman") == pytest.approx(((ann_face + bea_face) / 2, ann_robust))
+    generated = frame[(frame["method"] == "lora") & (frame["part"] == "unsplash")].groupby("identity")
+    assert generated["reference_faces"].max().to_dict() == {"ann": 1, "bea": 1, "cid": 1, "dan": 0}
+
+
 def test_photos_bound_the_scores(world, scored):
     frame = scored()
     bea = by_name(world, "bea")
@@ -193,6 +222,11 @@ def test_scores_on_disk(scored, world, tmp_path):
     numbers = ["clip_t", "clip_i", "face_found", "test_photos", *FACES]
     assert back[numbers].equals(frame[numbers])
     assert back[["file", "reference"]].equals(frame[["file", "reference"]])
+    older = frame.query("class_noun == 'man'").drop(columns="reference_faces")
+    write_scores(world.images / "older.parquet", older)
+    joined = read_scores([world.images / "older.parquet", world.images / "scores.parquet"])
+    assert len(joined) == len(frame) and curves.cells(joined) == curves.cells(frame)
+    assert len(curves.cells(read_scores([world.images / "older.parquet"]))) == 7
 
     shutil.move(world.images.parent, tmp_path.parent / "moved")
     moved = read_scores([tmp_path.parent / "moved" / "out" / "scores.parquet"])
@@ -216,6 +250,19 @@ def test_bad_manifests(scored, world):
         scored(manifests=[world.images / "nothing"])
     (world.images / "manifest.jsonl").write_text('{"file": "x"}\n')
     with pytest.raises(UserError, match="line 1"):
+        scored()
+
+
+@pytest.mark.parametrize("method", ["lora", "base"])
+def test_images_of_other_prompts_are_refused(scored, world, method):
+    records = [record for record in world.records if record.method == method and record.prompt_id == "front-0"]
+    write_manifest(world.images / "manifest.jsonl", [dataclasses.replace(r, prompt_id="prompt-00") for r in records])
+    with pytest.raises(UserError, match="no image is of a prompt") as told:
+        scored()
+    assert "front-0 for unsplash people" in told.value.expected and "style-0 for ffhq people" in told.value.expected
+    assert told.value.got.startswith("prompt-00 of ") and told.value.key == "images"
+    write_manifest(world.images / "manifest.jsonl", [])
+    with pytest.raises(UserError, match="there is no image to score"):
         scored()
 
 

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_up import make_scores
 from PIL import Image
@@ -128,6 +129,17 @@ def test_several_tables_are_one_study(tmp_path):
     assert [c["method"] for c in both] == ["base", "lora_aug", "lora_aug", "meta_lora", "meta_lora"]
     assert both[0]["images"] == 2 * 2  # the base's rows stand in both tables and count once
     assert made.summary["steps_to_match"]["first_checkpoint"] == 375
+
+
+def test_a_class_that_is_ahead_is_reported_alone(tmp_path):
+    size = {"people": 1, "clip_people": 1, "prompts": 1, "iterations": (375, 625)}
+    scores = pd.read_parquet(make_scores(tmp_path, **size))
+    behind = (scores["class_noun"] == "woman") & ~scores["method"].str.startswith(("base", "photo"))
+    scores.loc[~behind].to_parquet(tmp_path / "scores.parquet")
+    made = report(tmp_path)
+    assert [c["method"] for c in made.summary["curves"] if c["class"] == "both"] == ["base"]
+    assert {c["method"] for c in made.summary["curves"] if c["class"] == "man"} > {"meta_lora"}
+    assert "not run" in made.text and "has not been run for every class" in made.headline
 
 
 def test_a_grid_shows_its_pictures_and_leaves_gaps_pale(tmp_path):

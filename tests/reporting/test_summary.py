@@ -123,6 +123,22 @@ def test_headline_before_the_target_has_been_run(tmp_path):
     )
 
 
+def test_both_waits_for_every_class(tmp_path):
+    scores = read_scores([make_scores(tmp_path, **SMALL)])
+    trained = scores["method"].isin(["lora", "lora_aug", "meta_lora"])
+    first = scores.loc[~(trained & (scores["class_noun"] == "woman"))]
+    summary = summarize(Study(first, world="w", seconds={}, facts={}))
+    found = {(c["method"], c["class"]) for c in summary["curves"]}
+    assert ("base", "both") in found and ("meta_lora", "man") in found and ("meta_lora", "both") not in found
+    steps = summary["steps_to_match"]
+    assert steps["meta_lora"] is None and set(steps["by_class"]) == {"man"}
+    assert headline(summary).endswith("cannot be said yet: the target or the curve has not been run for every class.")
+
+    late = scores.loc[~((scores["class_noun"] == "woman") & (scores["iterations"] == 750))]
+    steps = summarize(Study(late, world="w", seconds={}, facts={}))["steps_to_match"]
+    assert steps["last_checkpoint"] == 625 and set(steps["by_class"]) == {"man", "woman"}
+
+
 def test_the_papers_numbers_are_there_to_compare():
     reference = paper_reference()
     points = reference["operating_points"]

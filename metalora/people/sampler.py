@@ -106,13 +106,14 @@ class CohortSampler:
         people: identities with the same set of shapes; see `group_cohorts`. Row k of the bank is person k.
         batch_size: samples per identity and iteration.
         seed: of every draw.
+        flips: whether half of the samples are mirrored; a part of App. D's augmentation.
     """
 
-    def __init__(self, people: Sequence[TrainingPerson], *, batch_size: int, seed: int) -> None:
+    def __init__(self, people: Sequence[TrainingPerson], *, batch_size: int, seed: int, flips: bool = True) -> None:
         assert len({_shapes(person) for person in people}) == 1, "a cohort has one set of shapes"
         assert batch_size >= 1
         self._shapes = _shapes(people[0])
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._flips = batch_size, seed, flips
         self._rows = {person.identity: row for row, person in enumerate(people)}
         self._images = {
             person.identity: {
@@ -131,7 +132,7 @@ class CohortSampler:
             for identity in self._rows
             for occurrence in range(self._batch_size)
         ]
-        return _samples(chosen, iteration=iteration, rows=self._rows, seed=self._seed)
+        return _samples(chosen, iteration=iteration, rows=self._rows, seed=self._seed, flips=self._flips)
 
     def _image(self, identity: str, shape: Shape, use: int) -> int:
         """The image of an identity's `use`-th sample of this shape: all its images before any one again."""
@@ -162,14 +163,14 @@ def _shapes(person: TrainingPerson) -> tuple[Shape, ...]:
 
 
 def _samples(
-    chosen: Sequence[tuple[str, int]], *, iteration: int, rows: Mapping[str, int], seed: int
+    chosen: Sequence[tuple[str, int]], *, iteration: int, rows: Mapping[str, int], seed: int, flips: bool = True
 ) -> tuple[Sample, ...]:
     seen: dict[str, int] = {}
     samples = []
     for identity, image in chosen:
         occurrence = seen.get(identity, 0)
         seen[identity] = occurrence + 1
-        flip = bool(torch.randint(2, (), generator=generator("flip", seed, identity, iteration, occurrence)))
+        flip = flips and bool(torch.randint(2, (), generator=generator("flip", seed, identity, iteration, occurrence)))
         samples.append(Sample(identity, rows[identity], image, flip, iteration, occurrence))
     return tuple(samples)
 

@@ -52,7 +52,12 @@ def personalize(
     face: Literal["only", "largest"] = "only",
     progress: Progress,
 ) -> Path:
-    """Train (or continue, or find finished) every person's LoRA at every checkpoint; returns the folder they are in."""
+    """Train (or continue, or find finished) every person's LoRA at every checkpoint; returns the folder they are in.
+
+    Args:
+        class_noun: of the people whose folder does not tell one.
+        face: which face of a photo is the person's: the only one, or the largest.
+    """
     method = setting["method"]
     if method["prior"] and prior is None:
         raise UserError(
@@ -62,10 +67,11 @@ def personalize(
             key="prior",
         )
     prior = prior if method["prior"] else None
-    artifact = artifact_of(setting, people=people, class_noun=class_noun, label=label, prior=prior)
+    artifact = artifact_of(setting, people=people, class_noun=class_noun, label=label, prior=prior, face=face)
     wanted = [lora_path(artifact.folder, person.identity, count) for person in people for count in setting.iterations]
     if artifact.complete and all(path.is_file() for path in wanted):
         return artifact.folder
+    artifact.begin()
     loaded = load_prior(prior) if prior else None
     if loaded is not None:
         layers = list(setting.backbone.target_layers())
@@ -99,9 +105,10 @@ def personalize(
         learning_rate=setting["learning_rate"],
         gradient_clip=setting["gradient_clip"],
         batch_size=setting["batch_size"],
+        flips=method["flips"],
         cohort_size=setting["cohort_size"],
         seed=setting["seed"],
-        metadata={"class_noun": class_noun},
+        class_nouns=_class_nouns(people, class_noun),
         device=setting["trainer.device"],
         out=artifact.folder,
         checkpoint_seconds=setting["trainer.checkpoint_seconds"],
@@ -116,15 +123,26 @@ def personalize(
     return artifact.folder
 
 
+def _class_nouns(people: Sequence[PersonFolder], class_noun: str) -> dict[str, str]:
+    return {person.identity: person.class_noun or class_noun for person in people}
+
+
 def artifact_of(
-    setting: Setting, *, people: Sequence[PersonFolder], class_noun: str, label: str, prior: Path | None
+    setting: Setting,
+    *,
+    people: Sequence[PersonFolder],
+    class_noun: str,
+    label: str,
+    prior: Path | None,
+    face: Literal["only", "largest"] = "only",
 ) -> Artifact:
     """Where a trajectory goes and what it depends on; `iterations` is not part of it, a longer run continues."""
     config = {
         "task": "personalize",
         "backbone": setting.backbone_key,
         "method": setting["method"],
-        "class_noun": class_noun,
+        "class_nouns": _class_nouns(people, class_noun),
+        "face": face,
         "people": {person.identity: [pixel_sha256(load_photo(photo)) for photo in person.photos] for person in people},
         "resolutions": setting["resolutions"],
         "meta_rank": setting["meta_rank"] if prior else None,

@@ -84,12 +84,14 @@ def run_personalization(
     seed: int,
     out: Path,
     batch_size: int = 1,
+    flips: bool = True,
     cohort_size: int = 16,
     gradient_clip: float | None = 1.0,
     weight_decay: float = 0.01,
     checkpoint_seconds: float = 60.0,
     checkpoint_every: int | None = None,
     texts: Mapping[str, TextEmbedding] | None = None,
+    class_nouns: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
     device: str = "cpu",
     logger: Logger | None = None,
@@ -108,10 +110,12 @@ def run_personalization(
         meta_rank: the r1 that the prior must have; None takes the prior's.
         iterations: checkpoints; the last one is the end.
         batch_size: samples per person and iteration.
+        flips: whether half of the samples are mirrored (App. D's augmentation).
         cohort_size: people per batch at most.
         checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
         texts: caption to its embedding, a single row; by default the backbone embeds them.
-        metadata: kept in every LoRA's header, e.g. class_noun.
+        class_nouns: identity to class noun, kept in the header of that person's LoRAs.
+        metadata: kept in every LoRA's header.
 
     Raises:
         UserError: no prior or one that does not fit, a folder of another configuration, a full disk.
@@ -124,6 +128,7 @@ def run_personalization(
     shared = {
         "backbone": backbone.fingerprint,
         "batch_size": batch_size,
+        "flips": flips,
         "gradient_clip": gradient_clip,
         "guidance": recipe.guidance,
         "learning_rate": learning_rate,
@@ -162,11 +167,12 @@ def run_personalization(
                 cohort,
                 recipe=recipe,
                 configurations=configurations,
-                sampler=CohortSampler(cohort.people, batch_size=batch_size, seed=seed),
+                sampler=CohortSampler(cohort.people, batch_size=batch_size, seed=seed, flips=flips),
                 seed=seed,
                 out=out,
                 texts=texts or _embed(backbone, people),
                 header={**(metadata or {}), "method": method, "rank": str(rank), "backbone": backbone.name},
+                class_nouns=class_nouns or {},
                 keeper=StateKeeper(
                     cohort.folder / STATE, end=max(cohort.missing), seconds=checkpoint_seconds, every=checkpoint_every
                 ),
@@ -193,6 +199,7 @@ def _train(
     out: Path,
     texts: Mapping[str, TextEmbedding],
     header: Mapping[str, str],
+    class_nouns: Mapping[str, str],
     keeper: StateKeeper,
     device: str,
     logger: Logger | None,
@@ -205,6 +212,8 @@ def _train(
         for identity in cohort.missing[iterations]:
             path = lora_path(out, identity, iterations)
             facts = {"identity": identity, "caption": captions[identity], "iterations": str(iterations)}
+            if identity in class_nouns:
+                facts["class_noun"] = class_nouns[identity]
             metadata = {**header, **facts, **to_metadata(configurations[identity])}
             clear_leftovers(path)
             with writing(path):

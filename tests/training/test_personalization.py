@@ -197,3 +197,9 @@ def test_the_file_says_how_it_was_made(tiny_backbone: FluxBackbone, tmp_path: Pa
     metadata = load_lora(result.loras["p0"][2]).metadata
     expected = {"identity": "p0", "iterations": "2", "rank": "2", "method": "meta_lora", "class_noun": "woman"}
     assert expected.items() <= metadata.items()
+
+
+def test_everybody_has_their_own_class_noun(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+    nouns = {"p0": "woman", "p1": "man"}
+    result = stage2(tiny_backbone, tmp_path, people=2, iterations=[2], class_nouns=nouns)
+    assert {name: load_lora(paths[2]).metadata["class_noun"] for name, paths in result.loras.items()} == nouns

@@ -1,0 +1,82 @@
+"""Personalizing a folder of people: everybody's own class noun, and artifacts that know what they depend on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metalora.adapters.artifacts import load_lora
+from metalora.backbones.flux import FluxBackbone
+from metalora.core.contracts import Box, DetectedFace
+from metalora.people.folder import PersonFolder
+from metalora.tasks.personalize import artifact_of, personalize
+from metalora.tasks.setting import Setting
+from metalora.training.cohorts import lora_path
+
+
+class OneFace:
+    """A face in the middle of every picture."""
+
+    def detect(self, images: Any) -> list[list[DetectedFace]]:
+        return [[DetectedFace(Box(10, 10, 30, 30), 0.99)] for _ in images]
+
+
+@pytest.fixture
+def setting(tiny_backbone: FluxBackbone, tmp_path: Path) -> Setting:
+    setting = Setting(
+        {
+            "name": "test",
+            "out": None,
+            "paths": {"outputs": str(tmp_path / "outputs"), "cache": str(tmp_path / "cache")},
+            "backbone": {"name": "tiny", "dtype": "float32"},
+            "method": {"name": "lora", "crops": False, "flips": False, "prior": False},
+            "resolutions": [16],
+            "meta_rank": 4,
+            "rank": 1,
+            "iterations": [1],
+            "learning_rate": 1e-3,
+            "gradient_clip": 1.0,
+            "batch_size": 1,
+            "cohort_size": 4,
+            "seed": 0,
+            "trainer": {"device": "cpu", "checkpoint_seconds": 60.0},
+            "logger": {"name": "csv"},
+        }
+    )
+    setting.backbone, setting.detector = tiny_backbone, OneFace()
+    return setting
+
+
+def make_people(folder: Path, nouns: dict[str, str | None]) -> list[PersonFolder]:
+    people = []
+    for number, (identity, noun) in enumerate(nouns.items()):
+        photo = folder / identity / "0.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 40, 3), 60 + number, dtype=np.uint8)).save(photo)
+        people.append(PersonFolder(identity, noun, (photo,)))
+    return people
+
+
+def test_a_lora_tells_the_class_noun_of_its_own_caption(setting: Setting, tmp_path: Path) -> None:
+    people = make_people(tmp_path, {"ann": None, "ben": "man"})
+    folder = personalize(
+        setting, people=people, class_noun="woman", label="all", prior=None, progress=lambda stage, done, total: None
+    )
+    for identity, noun in (("ann", "woman"), ("ben", "man")):
+        metadata = load_lora(lora_path(folder, identity, 1)).metadata
+        assert metadata["class_noun"] == noun
+        assert metadata["caption"] == f"a photo of a {noun}"
+
+
+def test_an_artifact_depends_on_each_class_noun_and_on_the_choice_of_face(setting: Setting, tmp_path: Path) -> None:
+    def digest(nouns: dict[str, str | None], *, class_noun: str = "woman", **choice: Any) -> str:
+        people = make_people(tmp_path, nouns)
+        return artifact_of(setting, people=people, class_noun=class_noun, label="all", prior=None, **choice).hash
+
+    told = digest({"ann": "woman", "ben": "man"}, face="only")
+    assert digest({"ann": None, "ben": "man"}, face="only") == told  # the same words, wherever they come from
+    assert digest({"ann": "woman", "ben": "man"}, class_noun="person") == told
+    assert digest({"ann": "woman", "ben": None}) != told
+    assert digest({"ann": "woman", "ben": "man"}, face="largest") != told

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, task_names
 
@@ -100,7 +101,7 @@ def _guarded(body: Callable[[], None], *, debug: bool) -> None:
     """Run a task; turn what a person can mend into one line and exit status 2 (with `debug=true`, a traceback)."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from metalora.core.errors import UserError
+    from metalora.core.errors import INTERRUPTED, TERMINATED, UserError
 
     try:
         body()
@@ -117,8 +118,16 @@ def _guarded(body: Callable[[], None], *, debug: bool) -> None:
             raise
         _fail(f"cannot write {error.filename or 'output'}: {error.strerror}; nothing already made was harmed; key: out")
     except KeyboardInterrupt:
-        print("metalora: stopped; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
+        _stopped(INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code != TERMINATED:
+            raise
+        _stopped(TERMINATED)
+
+
+def _stopped(status: int) -> NoReturn:
+    print("metalora: stopped; the same command continues", file=sys.stderr)
+    raise SystemExit(status) from None
 
 
 if __name__ == "__main__":

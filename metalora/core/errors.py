@@ -21,3 +21,7 @@ class UserError(Exception):
             parts.append(f"key: {key}")
         super().__init__("; ".join(parts))
         self.what, self.expected, self.got, self.key = what, expected, got, key
+
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit statuses after SIGINT and SIGTERM: what was trained is saved, the same command continues."""

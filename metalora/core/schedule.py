@@ -45,7 +45,7 @@ class BucketPlan:
     evenly to one identity, by a shuffle that depends on the seed alone.
 
     Args:
-        images: number of images per identity.
+        images: number of photos per identity; a photo trained at several resolutions counts once.
         q_bucket: iterations per bucket visit.
         q_warmup: first iterations of every visit, in which Meta-Down stands still.
         q_total: iterations in all; the last visit may be cut short.

@@ -9,7 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalora.core.contracts import Backbone, ClipScorer, FaceDetector, FaceEmbedder
 from metalora.core.errors import UserError
+from metalora.core.memory import keep_freed_memory
 from metalora.people.augment import shapes_for
+
+DEVICES = ("cpu", "cuda")
 
 
 class Setting:
@@ -26,6 +29,8 @@ class Setting:
         """Resolve a composed configuration. Raises what OmegaConf raises when a required value is missing."""
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
+        if (device := values["trainer"]["device"]) not in DEVICES:
+            raise UserError("unknown device", expected=" or ".join(DEVICES), got=str(device), key="trainer.device")
         return cls({str(key): value for key, value in values.items()})
 
     def __getitem__(self, key: str) -> Any:
@@ -118,6 +123,7 @@ def set_threads(setting: Setting) -> None:
     """Apply `trainer.threads` to torch; `auto` leaves torch's own choice."""
     import torch
 
+    keep_freed_memory()
     threads = setting["trainer.threads"]
     if threads != "auto":
         torch.set_num_threads(int(threads))

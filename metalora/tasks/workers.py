@@ -8,12 +8,15 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from metalora.core.errors import TERMINATED
+from metalora.core.memory import keep_freed_memory
 from metalora.tasks.progress import Board, Progress
 
 _QUEUE: Any = None
@@ -47,6 +50,7 @@ def _start_worker(channel: Any, threads: int) -> None:
     global _QUEUE
     _QUEUE = channel
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    keep_freed_memory()
     import torch
 
     torch.set_num_threads(threads)
@@ -79,6 +83,25 @@ def _drained(channel: Any, board: Board) -> Iterator[None]:
         thread.join()
 
 
+@contextlib.contextmanager
+def _terminating_together() -> Iterator[None]:
+    """A SIGTERM ends the workers too: each saves what it trains."""
+
+    def end(number: int, frame: object) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def run_jobs(
     jobs: Sequence[Job],
     *,
@@ -96,6 +119,7 @@ def run_jobs(
         import torch
 
         torch.set_num_threads(threads)
+        keep_freed_memory()
         _run_here(jobs, board=board, finished=finished)
         return
     context = multiprocessing.get_context("spawn")
@@ -103,6 +127,7 @@ def run_jobs(
     channel = manager.Queue()
     waiting, running, done = list(jobs), {}, set()
     with (
+        _terminating_together(),
         _drained(channel, board),
         ProcessPoolExecutor(
             workers, mp_context=context, initializer=_start_worker, initargs=(channel, threads)

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from metalora.core.errors import TERMINATED
 from metalora.training.checkpoints import AtomicCheckpointIO, StateKeeper, clear_leftovers
 
 
@@ -26,10 +28,11 @@ def fit(
     """Train until `keeper.end`, from the keeper's state or from the start.
 
     Args:
-        device: cpu, cuda or auto.
+        device: cpu or cuda.
 
     Raises:
         KeyboardInterrupt: it was asked to stop; the state is saved.
+        SystemExit: the same by SIGTERM, with status 143.
     """
     clear_leftovers(keeper.path)
     with _quiet():
@@ -49,7 +52,10 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=keeper.path.parent,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
+        except SIGTERMException:  # without a status of its own, it would pass for success
+            raise SystemExit(TERMINATED) from None
     if keeper.interrupted:
         raise KeyboardInterrupt
     assert trainer.global_step == keeper.end, f"stopped at {trainer.global_step} of {keeper.end}"

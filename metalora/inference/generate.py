@@ -172,7 +172,7 @@ def _batches(
     backbone: Backbone, todo: Todo, *, steps: int, guidance: float, size: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[Todo, np.ndarray]]:
     """Make the images batch by batch: the base first, then rank by rank with one bank injected per rank."""
-    texts = _Texts(backbone, [job.prompt for job, _ in todo], batch_size=batch_size)
+    texts = _Texts(backbone, [job.prompt for job, _ in todo])
     pipe = backbone.pipeline()
     pipe.set_progress_bar_config(disable=True)
 
@@ -238,16 +238,13 @@ def _png(pixels_HW3: np.ndarray) -> bytes:
 
 
 class _Texts:
-    """Every distinct prompt, embedded once."""
+    """Every distinct prompt, embedded once and alone: no other prompt of a run can change its last bits."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[str], *, batch_size: int) -> None:
+    def __init__(self, backbone: Backbone, prompts: Sequence[str]) -> None:
         distinct = list(dict.fromkeys(prompts))
         self._row = {prompt: row for row, prompt in enumerate(distinct)}
         with torch.no_grad():
-            parts = [
-                backbone.encode_text(distinct[start : start + batch_size])
-                for start in range(0, len(distinct), batch_size)
-            ]
+            parts = [backbone.encode_text([prompt]) for prompt in distinct]
         self._all = TextEmbedding(torch.cat([p.tokens_BLD for p in parts]), torch.cat([p.pooled_BP for p in parts]))
 
     def of(self, prompts: Sequence[str]) -> TextEmbedding:

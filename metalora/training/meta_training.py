@@ -121,7 +121,8 @@ def run_meta_training(
     """
     if slots not in SLOTS:
         raise UserError("no such way to treat slots", expected=", ".join(SLOTS), got=slots, key="stage1.slots")
-    images = {person.identity: len(person.images) for person in people}
+    # A photo counts once, whatever the number of resolutions it is trained at.
+    images = {person.identity: len({image.source for image in person.images}) for person in people}
     plan = BucketPlan(
         images,
         q_bucket=q_bucket,

@@ -72,7 +72,7 @@ def general_help() -> str:
         "metalora TASK -m key=a,b    one run per combination (Hydra multirun)",
         "",
         "examples:",
-        "  metalora reproduce",
+        "  metalora reproduce experiment=mini/reproduce",
         "  metalora personalize image=me.jpg class_noun=woman prior=prior.safetensors",
     ]
     return "\n".join(lines)

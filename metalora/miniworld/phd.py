@@ -24,6 +24,8 @@ SINGLE_PHOTOS = 30
 """Single-photo people per class."""
 SINGLE_YAW = 30.0
 """Largest turn of the single photos in degrees, as in Meta-PHD."""
+_RENDERER = 1
+"""Raise it when the renderer's pictures change: folders of older pictures are then refused."""
 _VALIDATION = {"people": 12, "photos": 5}
 # Part of every seed. With this take MTCNN finds exactly one face in each photo of both benchmarks; after a change of
 # the renderer count again, and raise it when a face is missed.
@@ -49,7 +51,7 @@ def write_people(
         UserError: `root` was written with other arguments.
     """
     root = Path(root)
-    arguments = {"split": split, "class_noun": class_noun, "count": count, "photos": photos}
+    arguments = {"split": split, "class_noun": class_noun, "count": count, "photos": photos, "renderer": _RENDERER}
     if finished(root, arguments=arguments, key="people.root"):
         return
     folders: dict[Path, list[Photo]] = {}
@@ -76,6 +78,7 @@ def write_mini_phd(root: Path, *, progress: Progress | None = None) -> None:
     root = Path(root)
     arguments = {
         "benchmark": "mini_phd",
+        "renderer": _RENDERER,
         "size": PHOTO_SIZE,
         "photos": {k: list(v) for k, v in PHOTOS_PER_PERSON.items()},
     }
@@ -102,7 +105,7 @@ def write_mini_validation(root: Path, *, progress: Progress | None = None) -> No
         UserError: `root` was written with other arguments.
     """
     root = Path(root)
-    arguments = {"benchmark": "mini_validation", "size": PHOTO_SIZE, **_VALIDATION}
+    arguments = {"benchmark": "mini_validation", "renderer": _RENDERER, "size": PHOTO_SIZE, **_VALIDATION}
     if finished(root, arguments=arguments, key="benchmark.root"):
         return
     folders: dict[Path, list[Photo]] = {}

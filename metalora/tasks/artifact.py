@@ -1,10 +1,12 @@
 """Artifact folders: `NAME/TASK/LABEL-HASH` with a manifest.json that is written last; without it, unfinished."""
 
+import contextlib
 import hashlib
 import json
 import platform
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,8 +65,13 @@ class Artifact:
         """Whether the folder holds exactly what this configuration makes."""
         return bool(self.read())
 
+    def begin(self) -> None:
+        """The work starts now: seconds and peak memory count from here."""
+        self.started = time.monotonic()
+        reset_peak_memory()
+
     def finish(self, **facts: Any) -> None:
-        """Write the manifest; `facts` go into it. Wall seconds add up over continued runs."""
+        """Write the manifest; `facts` go into it. A finished artifact that is extended adds its seconds up."""
         earlier = 0.0
         if self.manifest.is_file():
             earlier = float(json.loads(self.manifest.read_text()).get("seconds", 0.0))
@@ -76,12 +83,28 @@ class Artifact:
                 "config": dict(self.config),
                 "parents": dict(self.parents),
                 "seconds": round(earlier + seconds, 2),
-                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "peak_memory_mb": peak_memory_mb(),
                 "git": git_revision(),
                 "versions": versions(),
                 **facts,
             },
         )
+
+
+def reset_peak_memory() -> None:
+    """Let the process's peak memory count from now; Linux only, elsewhere it counts from the process's start."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> int:
+    """Largest resident memory of this process in MiB since `reset_peak_memory`."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024)
+    return round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    )
 
 
 def stored_hash(folder: Path) -> str:

@@ -11,8 +11,8 @@ from metalora.people.benchmark import Subject, load_benchmark, load_prompts
 from metalora.tasks.artifact import Artifact, stored_hash
 from metalora.tasks.prepare import ensure_benchmark
 from metalora.tasks.progress import Board, Progress
-from metalora.tasks.report import study_hash
 from metalora.tasks.setting import Setting, set_threads
+from metalora.tasks.study import rates_hash, study_hash
 
 
 def run(cfg: DictConfig) -> None:
@@ -62,6 +62,7 @@ def evaluate(
     scores = artifact.folder / "scores.parquet"
     if artifact.complete and scores.is_file():
         return scores
+    artifact.begin()
     prompts = load_prompts(Path(chosen["prompts"]))
     frame = score_images(
         images,
@@ -75,5 +76,5 @@ def evaluate(
         progress=progress,
     )
     write_scores(scores, frame)
-    artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"])
+    artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"], rates=rates_hash(setting))
     return scores

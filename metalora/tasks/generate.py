@@ -52,7 +52,9 @@ def artifact_of(setting: Setting, *, jobs: Sequence[GenerationJob], label: str) 
         "backbone": setting.backbone_key,
         "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
         "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
-        "jobs": [(job.identity, job.method, job.rank, job.iterations, job.prompt, job.seed) for job in jobs],
+        "jobs": [
+            (job.identity, job.method, job.rank, job.iterations, job.prompt_id, job.prompt, job.seed) for job in jobs
+        ],
     }
     parents = {"/".join(Path(file).parts[-3:]): file_sha256(Path(file)) for file in files}
     return Artifact(setting.folder("generate", label, Artifact(Path(), config, parents).hash), config, parents)
@@ -63,6 +65,7 @@ def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, pro
     artifact = artifact_of(setting, jobs=jobs, label=label)
     if artifact.complete:
         return artifact.folder
+    artifact.begin()
     sampling = setting["sampling"]
     height, width = sampling["size"]
     make_images(

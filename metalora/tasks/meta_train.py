@@ -5,11 +5,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from metalora.people.cache import LatentCache, prepare_people
-from metalora.people.folder import scan_people
+from metalora.adapters.artifacts import file_sha256
+from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import Artifact
 from metalora.tasks.loggers import training_logger
-from metalora.tasks.prepare import ensure_stage1
+from metalora.tasks.prepare import encode_stage1, ensure_stage1, stage1_people
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
 from metalora.training.meta_training import run_meta_training
@@ -27,13 +27,13 @@ def run(cfg: DictConfig) -> None:
 
 
 def artifact_of(setting: Setting, class_noun: str) -> Artifact:
-    """Where the prior of a class goes and what it depends on."""
+    """Where the prior of a class goes and what it depends on; the people must be there."""
+    people = stage1_people(setting, class_noun)
     config = {
         "task": "meta-train",
         "backbone": setting.backbone_key,
         "class_noun": class_noun,
-        "people": {key: setting["people"][key] for key in ("kind", "count", "photos")},
-        "people_root": str(setting["people.root"]) if setting["people.kind"] == "folder" else "mini",
+        "people": photos_digest([photo for person in people for photo in person.photos]),
         "resolutions": setting["resolutions"],
         "meta_rank": setting["meta_rank"],
         "stage1": setting["stage1"],
@@ -51,28 +51,18 @@ def meta_train(
     Args:
         say: told one line about buckets.
     """
+    ensure_stage1(setting, class_noun=class_noun, progress=progress)
     artifact = artifact_of(setting, class_noun)
     prior = artifact.folder / "prior.safetensors"
     if artifact.complete and prior.is_file():
         return prior
-    ensure_stage1(setting, class_noun=class_noun, progress=progress)
-    root = Path(setting["people.root"]) / class_noun
-    folders = scan_people(root, key="people.root").people[: setting["people.count"]]
-    cache = LatentCache(setting.cache_root, setting.backbone)
-    people = prepare_people(
-        folders,
-        mode="native",
-        cache=cache,
-        shapes=setting.shapes,
-        detector=None,
-        class_noun=class_noun,
-        progress=lambda done, total: progress("encode", done, total),
-    )
+    artifact.begin()
+    people, texts = encode_stage1(setting, class_noun=class_noun, progress=progress)
     stage1 = setting["stage1"]
     run_meta_training(
         setting.backbone,
         people,
-        texts=cache.texts({person.caption for person in people}),
+        texts=texts,
         rank=stage1["rank"],
         meta_rank=setting["meta_rank"],
         batch_size=stage1["batch_size"],
@@ -92,5 +82,9 @@ def meta_train(
         progress=progress,
         say=say,
     )
-    artifact.finish(people=len(people), images=sum(len(person.images) for person in people))
+    artifact.finish(
+        people=len(people),
+        images=sum(len(person.images) for person in people),
+        sha256=file_sha256(prior),
+    )
     return prior

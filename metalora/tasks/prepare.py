@@ -1,16 +1,21 @@
-"""`metalora prepare`: the people and the benchmark, rendered or checked, before anything is trained."""
+"""`metalora prepare`: the people and the benchmark, rendered or checked and encoded, before anything is trained."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from metalora.core.contracts import TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.people.augment import Mode
 from metalora.people.benchmark import load_benchmark
-from metalora.people.folder import describe, scan_people
+from metalora.people.cache import LatentCache, prepare_people
+from metalora.people.folder import PersonFolder, describe, scan_people
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
 
 CLASSES = ("man", "woman")
+REFERENCE_MODES: tuple[Mode, ...] = ("whole", "crops")
 
 
 def run(cfg: DictConfig) -> None:
@@ -33,11 +38,17 @@ def run(cfg: DictConfig) -> None:
                 board.say(f"stage 1, {class_noun}: {len(scan.people)} people, {photos} photos in {root}")
                 if scan.skipped:
                     board.say(f"skipped: {describe(scan.skipped)}")
+                people, _ = encode_stage1(setting, class_noun=class_noun, progress=progress)
+                board.say(f"encoded: {sum(len(person.images) for person in people)} pictures")
         if "benchmark" in wanted:
             root = ensure_benchmark(setting, progress=progress)
             subjects = load_benchmark(root).subjects
             photos = sum(1 + len(subject.test_photos) for subject in subjects)
             board.say(f"{setting['benchmark.name']}: {len(subjects)} people, {photos} photos in {root}")
+            folders = [PersonFolder(s.identity, s.class_noun, (s.reference,)) for s in subjects]
+            for mode in REFERENCE_MODES:
+                people = encode_references(setting, folders, mode=mode, progress=progress)
+                board.say(f"encoded: {sum(len(p.images) for p in people)} pictures of the references, {mode}")
 
 
 def ensure_stage1(setting: Setting, *, class_noun: str, progress: Progress) -> Path:
@@ -55,6 +66,51 @@ def ensure_stage1(setting: Setting, *, class_noun: str, progress: Progress) -> P
             progress=progress,
         )
     return root
+
+
+def stage1_people(setting: Setting, class_noun: str) -> tuple[PersonFolder, ...]:
+    """The people of one class that Stage 1 uses: the first `people.count`, of each the first `people.photos`."""
+    found = scan_people(Path(setting["people.root"]) / class_noun, key="people.root").people
+    return tuple(
+        PersonFolder(person.identity, person.class_noun, person.photos[: setting["people.photos"]])
+        for person in found[: setting["people.count"]]
+    )
+
+
+def encode_stage1(
+    setting: Setting, *, class_noun: str, progress: Progress
+) -> tuple[tuple[TrainingPerson, ...], dict[str, TextEmbedding]]:
+    """Stage 1's people with latents, and their captions' embeddings, from the cache or into it."""
+    cache = LatentCache(setting.cache_root, setting.backbone)
+    people = prepare_people(
+        stage1_people(setting, class_noun),
+        mode="native",
+        cache=cache,
+        shapes=setting.shapes,
+        detector=None,
+        class_noun=class_noun,
+        progress=lambda done, total: progress("encode", done, total),
+    )
+    return people, cache.texts({person.caption for person in people})
+
+
+def encode_references(
+    setting: Setting, folders: Sequence[PersonFolder], *, mode: Mode, progress: Progress
+) -> tuple[TrainingPerson, ...]:
+    """The benchmark's reference photos as Stage 2 trains on them: whole (lora) or as crops (lora_aug, meta_lora)."""
+    cache = LatentCache(setting.cache_root, setting.backbone)
+    people = prepare_people(
+        folders,
+        mode=mode,
+        cache=cache,
+        shapes=setting.shapes,
+        detector=setting.detector,
+        face="largest",
+        key="benchmark.root",
+        progress=lambda done, total: progress(f"encode {mode}", done, total),
+    )
+    cache.texts({person.caption for person in people})
+    return people
 
 
 def ensure_benchmark(setting: Setting, *, progress: Progress) -> Path:

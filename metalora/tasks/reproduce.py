@@ -4,6 +4,7 @@ The work is cut into jobs: one prior per class, one job per (method, class) at t
 ranks, every job finds what the others share already made.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +18,17 @@ from metalora.inference.generate import GenerationJob
 from metalora.people.benchmark import Prompt, Subject, load_benchmark, load_prompts
 from metalora.people.folder import PersonFolder
 from metalora.reporting.report import Report
+from metalora.tasks.artifact import Artifact
 from metalora.tasks.evaluate import evaluate
 from metalora.tasks.generate import generate
 from metalora.tasks.meta_train import artifact_of as prior_artifact
 from metalora.tasks.meta_train import meta_train
 from metalora.tasks.personalize import personalize
-from metalora.tasks.prepare import ensure_benchmark, ensure_stage1
+from metalora.tasks.prepare import CLASSES, ensure_benchmark, ensure_stage1
 from metalora.tasks.progress import Board, Progress
-from metalora.tasks.report import facts_of, report, study_hash
+from metalora.tasks.report import facts_of, report
 from metalora.tasks.setting import Setting
+from metalora.tasks.study import Clock, study_hash
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
 
@@ -35,23 +38,24 @@ REFRESH_SECONDS = 60.0
 
 def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
+    from hydra.core.hydra_config import HydraConfig
+
     setting = Setting.of(cfg)
+    setting = setting.changed(methods=_as_list(setting["methods"]), classes=_as_list(setting["classes"]))
     _check(setting)
     workers, threads = worker_plan(
         workers=setting["trainer.workers"], threads=setting["trainer.threads"], device=setting["trainer.device"]
     )
-    with Board() as board:
-        ensure_benchmark(setting, progress=board.reporter("prepare"))
-        if "meta_lora" in setting["methods"]:
-            for class_noun in setting["classes"]:
-                ensure_stage1(setting, class_noun=class_noun, progress=board.reporter("prepare"))
+    started = time.monotonic()
+    with Board() as board, contextlib.ExitStack() as stack:
+        _prepare(setting, progress=board.reporter("prepare"))
         board.finish("prepare")
-        study, started = study_hash(setting), time.monotonic()
-        folder = Path(setting["paths.outputs"]) / setting["name"]
+        folder, study = Path(setting["paths.outputs"]) / setting["name"], study_hash(setting)
+        facts = facts_of(setting, overrides=HydraConfig.get().overrides.task)
+        clock = stack.enter_context(Clock(folder, study, facts, started=started).running())
 
         def refresh() -> Report:
-            wall = {"this run, wall clock": round(time.monotonic() - started, 1)}
-            return report(folder, study=study, headline=setting["headline"], facts=facts_of(setting), wall=wall)
+            return report(folder, study=study, headline=setting["headline"], facts=facts, wall=clock.seconds())
 
         refreshed = started
 
@@ -67,6 +71,20 @@ def run(cfg: DictConfig) -> None:
     print(outcome.text)
     print(outcome.headline)
     print(f"report: {outcome.index}")
+
+
+def _prepare(setting: Setting, *, progress: Progress) -> None:
+    """Render what is missing; the manifest tells what it cost."""
+    sets = {key: setting[key]["root"] for key in ("benchmark", "people")}
+    config = {"task": "prepare", "classes": setting["classes"], "methods": setting["methods"], **sets}
+    artifact = Artifact(setting.folder("prepare", setting["benchmark.name"], Artifact(Path(), config).hash), config)
+    artifact.begin()
+    ensure_benchmark(setting, progress=progress)
+    if "meta_lora" in setting["methods"]:
+        for class_noun in setting["classes"]:
+            ensure_stage1(setting, class_noun=class_noun, progress=progress)
+    if not artifact.complete:
+        artifact.finish()
 
 
 def jobs_of(setting: Setting) -> list[Job]:
@@ -165,13 +183,29 @@ def _base_jobs(setting: Setting, class_noun: str) -> list[GenerationJob]:
 
 
 def _with_method(setting: Setting, name: str) -> Setting:
-    return setting.changed(method={"name": name, "crops": name != "lora", "prior": name == "meta_lora"})
+    return setting.changed(
+        method={"name": name, "crops": name != "lora", "flips": name != "lora", "prior": name == "meta_lora"}
+    )
+
+
+def _as_list(given: Any) -> list[Any]:
+    """`methods=lora` is `methods=[lora]`."""
+    return list(given) if isinstance(given, list) else [given]
 
 
 def _check(setting: Setting) -> None:
+    if setting["out"]:
+        raise UserError(
+            "reproduce makes many folders",
+            expected="name=NAME for outputs/NAME, or paths.outputs=DIR",
+            got=str(setting["out"]),
+            key="out",
+        )
+    if strange := [name for name in setting["classes"] if name not in CLASSES]:
+        raise UserError("unknown class", expected=", ".join(CLASSES), got=", ".join(map(str, strange)), key="classes")
     unknown: Sequence[str] = [name for name in setting["methods"] if name not in METHODS]
     if unknown:
-        raise UserError("unknown method", expected=", ".join(METHODS), got=", ".join(unknown), key="methods")
+        raise UserError("unknown method", expected=", ".join(METHODS), got=", ".join(map(str, unknown)), key="methods")
     if setting["rank"] > setting["meta_rank"]:
         raise UserError(
             "the rank is larger than Meta-Down's",

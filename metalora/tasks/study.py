@@ -1,0 +1,155 @@
+"""A study: which cells may be compared, which artifacts they came from, and what its runs cost.
+
+Cells of one study differ in method, rank and iterations alone; everything else is in `study_hash`, the models that
+score included, so that tables of another base, prompt set or scorer never meet in one report.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metalora.evaluation.embeddings import scorer_fingerprint
+from metalora.people.benchmark import load_benchmark
+from metalora.people.folder import photos_digest
+from metalora.tasks.artifact import MANIFEST, config_hash
+from metalora.tasks.setting import Setting
+
+STAGES = ("prepare", "meta-train", "personalize", "generate", "evaluate")
+"""In the order of the data flow."""
+RUNS = "runs.jsonl"
+_SHARED = ("resolutions", "meta_rank", "batch_size", "gradient_clip", "stage1", "seed", "protocol")
+
+
+def study_hash(setting: Setting) -> str:
+    """Over everything that must be equal for cells to be compared: all but method, rank and iterations."""
+    return config_hash(_values(setting) | {"learning_rate": setting["learning_rate"]})
+
+
+def rates_hash(setting: Setting) -> str:
+    """The same without the learning rate: studies that may be compared to choose one."""
+    return config_hash(_values(setting))
+
+
+def _values(setting: Setting) -> dict[str, Any]:
+    subjects = load_benchmark(Path(setting["benchmark.root"])).subjects
+    return {key: setting[key] for key in _SHARED} | {
+        "backbone": setting.backbone_key,
+        "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
+        "people": {key: setting["people"][key] for key in ("kind", "count", "photos")},
+        "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
+        "scorer": scorer_fingerprint(setting["scorer"]),
+        "benchmark": setting["benchmark.name"],
+        "photos": photos_digest([photo for s in subjects for photo in (s.reference, *s.test_photos)]),
+        "prompts": hashlib.sha256(Path(setting["benchmark.prompts"]).read_bytes()).hexdigest(),
+    }
+
+
+@dataclass(frozen=True)
+class Used:
+    """The finished artifacts that a study's scores came from: manifests by stage, and the score tables."""
+
+    manifests: Mapping[str, tuple[Mapping[str, Any], ...]]
+    scores: tuple[Path, ...]
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each stage, added over its jobs (which run side by side)."""
+        return {stage: round(sum(m["seconds"] for m in found), 1) for stage, found in self.manifests.items() if found}
+
+    def peak_memory_mb(self) -> dict[str, int]:
+        """The largest peak of each stage's jobs, each in its own process."""
+        return {stage: max(m["peak_memory_mb"] for m in found) for stage, found in self.manifests.items() if found}
+
+    def worlds(self) -> set[str]:
+        """Names of the backbones that made the images."""
+        return {manifest["config"]["backbone"]["name"] for manifest in self.manifests["generate"]}
+
+
+def used(folder: Path, study: str) -> Used:
+    """Follow a study's evaluations in `folder` back to what they were made from; tables oldest first."""
+    tables = sorted(
+        (path for path in (folder / "evaluate").glob(f"*/{MANIFEST}") if _read(path)["config"].get("study") == study),
+        key=lambda path: path.stat().st_mtime,
+    )
+    priors = {_read(path).get("sha256"): path.parent.name for path in (folder / "meta-train").glob(f"*/{MANIFEST}")}
+    found: dict[str, dict[str, Mapping[str, Any]]] = {stage: {} for stage in STAGES}
+
+    def follow(stage: str, name: str) -> None:
+        manifest = folder / stage / name / MANIFEST
+        if name in found[stage] or not manifest.is_file():
+            return
+        found[stage][name] = _read(manifest)
+        for parent, digest in found[stage][name]["parents"].items():
+            if stage == "evaluate":
+                follow("generate", parent)
+            elif stage == "generate":
+                follow("personalize", parent.split("/")[0])
+            elif digest in priors:
+                follow("meta-train", priors[digest])
+
+    for path in tables:
+        follow("evaluate", path.parent.name)
+    for path in (folder / "prepare").glob(f"*/{MANIFEST}"):
+        found["prepare"][path.parent.name] = _read(path)
+    return Used(
+        {stage: tuple(manifests.values()) for stage, manifests in found.items()},
+        tuple(path.parent / "scores.parquet" for path in tables),
+    )
+
+
+def newest_study(folder: Path) -> str | None:
+    """The study of the newest finished evaluation in `folder`."""
+    found = sorted((folder / "evaluate").glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    return str(_read(found[-1])["config"].get("study", "")) if found else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+class Clock:
+    """Wall seconds of a study over all its runs, stopped ones included; kept in `FOLDER/runs.jsonl`.
+
+    Args:
+        facts: how it is run, kept beside the seconds.
+        started: when this run began, in `time.monotonic` seconds.
+    """
+
+    def __init__(self, folder: Path, study: str, facts: Mapping[str, str], *, started: float) -> None:
+        self._path, self._study, self._facts = folder / RUNS, study, dict(facts)
+        self._before = sum(run["seconds"] for run in runs(folder, study))
+        self._started = started
+
+    def seconds(self) -> float:
+        """Of all runs up to now."""
+        return round(self._before + time.monotonic() - self._started, 1)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Clock"]:
+        """Write this run down when it ends, whichever way."""
+        finished = False
+        try:
+            yield self
+            finished = True
+        finally:
+            run = {"study": self._study, "finished": finished, "facts": self._facts}
+            run["seconds"] = round(time.monotonic() - self._started, 1)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(run) + "\n")
+
+
+def runs(folder: Path, study: str) -> list[dict[str, Any]]:
+    """The runs of a study that have ended, oldest first."""
+    path = folder / RUNS
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a line that a full disk cut
+            found.append(json.loads(line))
+    return [run for run in found if run["study"] == study]

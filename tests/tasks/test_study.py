@@ -1,0 +1,81 @@
+"""A study: what belongs together, what it came from, what it cost."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from metalora.people.folder import photos_digest
+from metalora.tasks.artifact import Artifact, peak_memory_mb, reset_peak_memory
+from metalora.tasks.study import Clock, newest_study, runs, used
+
+
+def manifest(folder: Path, stage: str, name: str, **values: object) -> None:
+    path = folder / stage / name / "manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"config": {}, "parents": {}, "seconds": 1.0, "peak_memory_mb": 100} | values))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    manifest(tmp_path, "meta-train", "woman-1", sha256="prior", seconds=5.0)
+    manifest(tmp_path, "meta-train", "woman-0", sha256="old prior", seconds=50.0)
+    manifest(tmp_path, "personalize", "meta_lora-1", parents={"prior": "prior"}, seconds=3.0, peak_memory_mb=300)
+    manifest(tmp_path, "personalize", "lora-1", seconds=2.0)
+    backbone = {"backbone": {"name": "mini"}}
+    manifest(tmp_path, "generate", "a", config=backbone, parents={"meta_lora-1/anna/lora-000375.safetensors": "x"})
+    manifest(tmp_path, "generate", "b", config=backbone, parents={"lora-1/anna/lora-000375.safetensors": "y"})
+    manifest(tmp_path, "generate", "other", config=backbone, seconds=90.0)
+    manifest(tmp_path, "evaluate", "z-first", config={"study": "S"}, parents={"a": "1"})
+    time.sleep(0.02)
+    manifest(tmp_path, "evaluate", "a-second", config={"study": "S"}, parents={"b": "1"})
+    time.sleep(0.02)
+    manifest(tmp_path, "evaluate", "other", config={"study": "T"}, parents={"other": "1"})
+    return tmp_path
+
+
+def test_a_study_is_followed_back_to_what_it_was_made_from(folder: Path) -> None:
+    found = used(folder, "S")
+    assert found.seconds() == {"meta-train": 5.0, "personalize": 5.0, "generate": 2.0, "evaluate": 2.0}
+    assert found.peak_memory_mb()["personalize"] == 300
+    assert found.worlds() == {"mini"}
+    assert [path.parent.name for path in found.scores] == ["z-first", "a-second"], "oldest first: the newest row wins"
+    assert newest_study(folder) == "T"
+    assert newest_study(folder / "nowhere") is None
+
+
+def test_the_clock_adds_up_runs_of_one_study_cut_ones_too(tmp_path: Path) -> None:
+    with Clock(tmp_path, "S", {"command": "x"}, started=time.monotonic() - 10).running():
+        pass
+    with pytest.raises(KeyboardInterrupt), Clock(tmp_path, "S", {}, started=time.monotonic() - 5).running():
+        raise KeyboardInterrupt
+    with (tmp_path / "runs.jsonl").open("a") as lines:
+        lines.write('{"study": "S", "sec')
+    clock = Clock(tmp_path, "S", {}, started=time.monotonic() - 1)
+    assert clock.seconds() == pytest.approx(16, abs=0.5)
+    assert [run["finished"] for run in runs(tmp_path, "S")] == [True, False]
+    assert runs(tmp_path, "T") == []
+
+
+def test_a_replaced_photo_makes_another_set(tmp_path: Path) -> None:
+    photos = [tmp_path / "anna" / "1.png", tmp_path / "ben" / "1.png"]
+    for photo in photos:
+        photo.parent.mkdir()
+        photo.write_bytes(b"photo")
+    before = photos_digest(photos)
+    assert photos_digest(photos[::-1]) == before
+    assert photos_digest(photos[:1]) != before
+    photos[1].write_bytes(b"another photo")
+    assert photos_digest(photos) != before
+
+
+def test_peak_memory_counts_from_the_beginning_of_the_work(tmp_path: Path) -> None:
+    before = bytearray(300 << 20)
+    before[::4096] = b"1" * len(before[::4096])
+    high = peak_memory_mb()
+    del before
+    artifact = Artifact(tmp_path, {})
+    artifact.begin()
+    assert peak_memory_mb() < high - 200
+    reset_peak_memory()

@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     if not words or words[0] in ("--help", "-h") or not any(word.startswith("task=") for word in words):
         print(general_help())
         raise SystemExit(0 if words[:1] in (["--help"], ["-h"]) else EXIT_BAD_INPUT)
-    _run_hydra(words)
+    multirun = [word for word in words if word in ("-m", "--multirun")]  # Hydra's parser wants it before every override
+    _run_hydra(multirun + [word for word in words if word not in multirun])
 
 
 def _fail(message: str) -> None:

@@ -154,6 +154,10 @@ class BucketPlan:
         )
         if sum(self.images.values()) < self.wanted_images:
             text += f" (wanted {self.uses_per_example:g}: fewer images than one bucket's {self.wanted_images:.0f})"
+        visited = {self.visit(start).bucket for start in range(0, self.q_total, self.q_bucket)}
+        never = sum(len(people) for bucket, people in enumerate(self.buckets) if bucket not in visited)
+        if never:
+            text += f"; {never} people are never trained: q_total ends before their bucket"
         return text
 
 

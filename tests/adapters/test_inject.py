@@ -76,7 +76,10 @@ def make_world(backbone: FluxBackbone, *, rank: int, meta_rank: int | None) -> W
     )
 
 
-@pytest.fixture(params=[(RANK, META_RANK), (RANK, None)], ids=["meta_lora", "lora"])
+@pytest.fixture(
+    params=[(RANK, META_RANK), (RANK, None), (1, META_RANK), (1, None)],
+    ids=["meta_lora", "lora", "meta_lora rank 1", "lora rank 1"],
+)
 def world(request: pytest.FixtureRequest, tiny_backbone: FluxBackbone) -> Iterator[World]:
     rank, meta_rank = request.param
     yield make_world(tiny_backbone, rank=rank, meta_rank=meta_rank)
@@ -138,9 +141,11 @@ def test_a_bank_of_one_equals_its_row_in_a_cohort(world: World) -> None:
     samples = [0, 2]
     prediction, rows, meta = world.gradients(samples)
     eject(world.injection)
-    alone = make_world(world.backbone, rank=RANK, meta_rank=world.bank.meta_rank)
+    alone = make_world(world.backbone, rank=world.bank.rank, meta_rank=world.bank.meta_rank)
     eject(alone.injection)
-    single = AdapterBank(world.bank.layers, identities=["eve"], rank=RANK, meta_rank=world.bank.meta_rank, seed=0)
+    single = AdapterBank(
+        world.bank.layers, identities=["eve"], rank=world.bank.rank, meta_rank=world.bank.meta_rank, seed=0
+    )
     with torch.no_grad():
         single.rows.copy_(world.bank.rows[2:3])
     inject(world.backbone.transformer, single)
@@ -279,7 +284,7 @@ def test_the_collapsed_lora_equals_the_live_adapter(world: World, identity: str)
         lora = world.bank.collapsed(identity)
         eject(world.injection)
         bare = world.predict()
-        plain = AdapterBank(world.bank.layers, identities=["x", "y"], rank=RANK + 1, meta_rank=None, seed=0)
+        plain = AdapterBank(world.bank.layers, identities=["x", "y"], rank=world.bank.rank + 1, meta_rank=None, seed=0)
         plain.load_lora("y", lora)
         inject(world.backbone.transformer, plain)
         plain.set_route(torch.ones(len(ROUTE), dtype=torch.int64))

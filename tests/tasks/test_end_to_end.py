@@ -49,7 +49,10 @@ def test_reproduce_ends_with_a_report_of_every_cell(outputs: Path) -> None:
     for curve in summary["curves"]:
         assert {"r_face_sim", "face_sim", "clip_t", "clip_i", "face_found", "ci95", "images"} <= set(curve)
     assert summary["steps_to_match"]["target"] == "lora_aug rank 1 at 2"
-    assert summary["seconds"]["meta-train"] > 0
+    assert {"prepare", "meta-train", "personalize", "generate", "evaluate", "wall clock, all runs"} == set(
+        summary["seconds"]
+    )
+    assert summary["facts"]["command"].startswith("metalora reproduce experiment=mini/reproduce people.count=4")
     page = (outputs / "reproduce" / "report" / "index.html").read_text()
     assert "mini world" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -64,9 +67,9 @@ def test_a_second_run_is_served_from_what_is_there(outputs: Path, capsys: pytest
     assert "report:" in capsys.readouterr().out
 
 
-def test_another_rank_reuses_priors_and_joins_the_report(outputs: Path) -> None:
+def test_a_sweep_over_ranks_reuses_priors_and_joins_the_report(outputs: Path) -> None:
     priors = {name: stamp for name, stamp in made(outputs).items() if name.endswith("prior.safetensors")}
-    main(["reproduce", "experiment=mini/reproduce", *SMALL, "rank=2", "methods=[lora_aug]"])
+    main(["reproduce", "-m", "experiment=mini/reproduce", *SMALL, "rank=1,2", "methods=lora_aug"])
     assert {n: s for n, s in made(outputs).items() if n.endswith("prior.safetensors")} == priors
     summary = json.loads((outputs / "reproduce" / "summary.json").read_text())
     assert {curve["rank"] for curve in summary["curves"]} == {0, 1, 2}
@@ -105,6 +108,10 @@ def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest
         (["generate", "sampling.size=[60,60]"], "sampling.size"),
         (["evaluate", "images={photo}"], "images"),
         (["report", "scores=nowhere"], "scores"),
+        (["reproduce", "out=somewhere"], "out"),
+        (["reproduce", "classes=child"], "classes"),
+        (["reproduce", "methods=dreambooth"], "methods"),
+        (["prepare", "trainer.device=tpu"], "trainer.device"),
         (["prepare", "sets=[everything]"], "sets"),
         (["meta-train", "people=folder", "people.root=nowhere"], "people.root"),
     ],

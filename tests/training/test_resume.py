@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import before_call, same_file, stage1, stage2
+from training_runs import STAGE1, before_call, same_file, stage1, stage2
 
 from metalora.backbones.flux import FluxBackbone, load_flux
 from metalora.core.errors import UserError
@@ -24,12 +24,31 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+COUNT = "forwards"
+"""File beside the run's folder with the number of forwards of its last process."""
+
+
 def run(stage: str, flux: Path, out: Path, moment: str, number: int, settings: dict[str, Any]) -> None:
     """In a process of its own: one stage, killed at the `number`-th forward, save or export when there is a moment."""
     torch.set_num_threads(1)
     backbone = load_flux(flux, name="tiny")
+    calls, predict = 0, backbone.predict
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        out.with_suffix(f".{COUNT}").write_text(str(calls))
+        return predict(*arguments, **options)
+
+    backbone.predict = counted  # type: ignore[method-assign]
     if moment == "forward":
         backbone.predict = before_call(backbone.predict, number, die)  # type: ignore[method-assign]
+    elif moment == "term":
+        backbone.predict = before_call(backbone.predict, number, terminate)  # type: ignore[method-assign]
     elif moment == "save":  # the new state is written, but not yet in the old one's place
         Path.replace = before_call(Path.replace, number, die)  # type: ignore[method-assign]
     elif moment == "export":
@@ -71,6 +90,10 @@ def uncut(tiny_flux_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         pytest.param(
             "stage1", [("save", 6)], {"checkpoint_every": 4, "slots": "reuse"}, id="stage 1, while the state is saved"
         ),
+        pytest.param(
+            "stage1", [("forward", 14)], {"checkpoint_every": 1, "slots": "reuse"}, id="stage 1, reused slots"
+        ),
+        pytest.param("stage1", [("forward", 22)], {"checkpoint_every": 1, "slots": "persist"}, id="stage 1, own rows"),
         pytest.param("stage2", [("forward", 14)], {"checkpoint_every": 4}, id="stage 2"),
         pytest.param("stage2", [("export", 5)], {"checkpoint_every": 7}, id="stage 2, between two people's LoRAs"),
         # Roster, metrics.csv, state of iteration 9, LoRAs of iteration 10: the second one is not yet in its place.
@@ -86,19 +109,23 @@ def test_killed_and_started_again_ends_like_uncut(
     tmp_path: Path,
 ) -> None:
     whole = uncut(stage, **{key: value for key, value in settings.items() if key != "checkpoint_every"})
+    out = tmp_path / "run"
     for moment, number in moments:
-        assert in_process(stage, tiny_flux_dir, tmp_path, moment, number, settings) == -signal.SIGKILL
-        assert list(tmp_path.rglob("last.ckpt")), "killed before anything was saved"
-    assert in_process(stage, tiny_flux_dir, tmp_path, "", 0, settings) == 0
+        assert in_process(stage, tiny_flux_dir, out, moment, number, settings) == -signal.SIGKILL
+        assert list(out.rglob("last.ckpt")), "killed before anything was saved"
+    saved = [checkpoints.read_state(path).iterations for path in out.rglob("last.ckpt")]
+    assert in_process(stage, tiny_flux_dir, out, "", 0, settings) == 0
+    iterations_left = {"stage1": STAGE1["q_total"], "stage2": 20}[stage] - saved[0]
+    assert int(out.with_suffix(f".{COUNT}").read_text()) == iterations_left, "it started again instead of going on"
 
     def files(folder: Path) -> list[Path]:
         return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
-    assert files(tmp_path) == files(whole)  # and no half-written file is left
+    assert files(out) == files(whole)  # and no half-written file is left
     compared = [path for path in files(whole) if path.suffix in (".safetensors", ".csv")]
     assert len(compared) >= 2
     for path in compared:
-        assert same_file(tmp_path / path, whole / path), path
+        assert same_file(out / path, whole / path), path
 
 
 def test_ctrl_c_saves_and_stops_after_the_iteration_at_hand(
@@ -119,6 +146,17 @@ def test_ctrl_c_saves_and_stops_after_the_iteration_at_hand(
     assert state is not None and state.iterations == 7
     assert "forward" not in vars(next(iter(tiny_backbone.target_layers().values())))  # adapters are taken out again
     assert same_file(stage1(tiny_backbone, tmp_path / "cut", q_total=12), uncut)
+
+
+def test_sigterm_saves_and_does_not_pass_for_success(
+    uncut: Callable[..., Path], tiny_flux_dir: Path, tmp_path: Path
+) -> None:
+    whole, out = uncut("stage1"), tmp_path / "run"
+    assert in_process("stage1", tiny_flux_dir, out, "term", 7, {}) == 143
+    state = checkpoints.read_state(out / "last.ckpt")
+    assert state is not None and state.iterations == 7
+    assert in_process("stage1", tiny_flux_dir, out, "", 0, {}) == 0
+    assert same_file(out / "prior.safetensors", whole / "prior.safetensors")
 
 
 def full(*_: Any, **__: Any) -> None:

@@ -35,9 +35,9 @@ def make_people(count: int, *, prefix: str = "p") -> list[TrainingPerson]:
     for k in range(count):
         draw = torch.Generator().manual_seed(k)
         images = [
-            TrainingImage(torch.randn(2, 4, *shape, generator=draw), (shape[0] * 4, shape[1] * 4), f"{shape}")
+            TrainingImage(torch.randn(2, 4, *shape, generator=draw), (shape[0] * 4, shape[1] * 4), f"{shape} {number}")
             for shape in SHAPES
-            for _ in range(3)
+            for number in range(3)
         ]
         people.append(TrainingPerson(f"{prefix}{k}", CAPTION, tuple(images)))
     return people

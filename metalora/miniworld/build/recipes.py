@@ -15,7 +15,7 @@ VAE_ROWS = {"64x64": 8000}
 FACE = FaceRecipe(plan=Plan(steps=2000))
 CLIP = (
     ClipRecipe(plan=Plan(steps=1300, decay=0.4), heads=0, traits=1.0),
-    ClipRecipe(plan=Plan(steps=3300, decay=0.4)),
+    ClipRecipe(plan=Plan(steps=3000, decay=0.4)),
 )
 # As the shipped weights were driven: Muon's first rate was too low, a first end at step 2400 was followed by a
 # continuation, and the second part halved the batch and weighted faces.

@@ -16,6 +16,7 @@ FACE = FaceRecipe(plan=Plan(steps=2000))
 CLIP = (
     ClipRecipe(plan=Plan(steps=1300, decay=0.4), heads=0, traits=1.0),
     ClipRecipe(plan=Plan(steps=3000, decay=0.4)),
+    ClipRecipe(plan=Plan(steps=4600, decay=0.3)),
 )
 # As the shipped weights were driven: Muon's first rate was too low, a first end at step 2400 was followed by a
 # continuation, and the second part halved the batch and weighted faces.

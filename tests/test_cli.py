@@ -77,7 +77,7 @@ def test_no_task_prints_help_and_fails() -> None:
 def test_cfg_job_prints_the_configuration() -> None:
     found = metalora("meta-train", "--cfg", "job")
     assert found.returncode == 0, found.stderr
-    assert "q_warmup: 100" in found.stdout
+    assert "q_warmup: 80" in found.stdout
 
 
 def test_one_line_keeps_what_counts() -> None:

@@ -5,6 +5,7 @@ ranks, every job finds what the others share already made.
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from metalora.core.atomic import write_json
 from metalora.core.contracts import METHODS
 from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob
 from metalora.people.benchmark import Prompt, Subject, load_benchmark, load_prompts
 from metalora.people.folder import PersonFolder
 from metalora.reporting.report import Report
-from metalora.tasks.artifact import Artifact
+from metalora.tasks.artifact import Artifact, config_hash
 from metalora.tasks.evaluate import evaluate
 from metalora.tasks.generate import generate
 from metalora.tasks.meta_train import artifact_of as prior_artifact
@@ -28,7 +30,7 @@ from metalora.tasks.prepare import CLASSES, ensure_benchmark, ensure_stage1
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.report import facts_of, report
 from metalora.tasks.setting import Setting
-from metalora.tasks.study import Clock, study_hash
+from metalora.tasks.study import Clock, is_whole, study_hash
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
 
@@ -59,18 +61,44 @@ def run(cfg: DictConfig) -> None:
 
         refreshed = started
 
+        tables: list[Path] = []
+
         def finished(name: str, result: Path) -> None:
             nonlocal refreshed
             board.say(f"done: {name}")
+            if name.startswith("score"):
+                tables.append(result)
             if name.startswith("score") and time.monotonic() - refreshed > REFRESH_SECONDS:
                 refresh()
                 refreshed = time.monotonic()
 
-        run_jobs(jobs_of(setting), workers=workers, threads=threads, board=board, finished=finished)
+        done = _Done(
+            folder, {"study": study, **{key: setting[key] for key in ("rank", "methods", "classes", "iterations")}}
+        )
+        if not done.is_whole():
+            run_jobs(jobs_of(setting), workers=workers, threads=threads, board=board, finished=finished)
+            done.write(tables)
         outcome = refresh()
     print(outcome.text)
     print(outcome.headline)
     print(f"report: {outcome.index}")
+
+
+class _Done:
+    """Says that all jobs of a run have ended, so that the next such run need not start workers to find that out."""
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        self._folder, self._path = folder, folder / "done" / f"{config_hash(run)}.json"
+
+    def is_whole(self) -> bool:
+        """Whether the run ended before and nothing that it made is gone."""
+        if not self._path.is_file():
+            return False
+        return is_whole(self._folder, [self._folder / name for name in json.loads(self._path.read_text())["scores"]])
+
+    def write(self, tables: Sequence[Path]) -> None:
+        """Remember the run's score tables."""
+        write_json(self._path, {"scores": [str(table.relative_to(self._folder)) for table in tables]})
 
 
 def _prepare(setting: Setting, *, progress: Progress) -> None:

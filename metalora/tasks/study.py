@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,26 @@ def used(folder: Path, study: str) -> Used:
         {stage: tuple(manifests.values()) for stage, manifests in found.items()},
         tuple(path.parent / "scores.parquet" for path in tables),
     )
+
+
+def is_whole(folder: Path, scores: Sequence[Path]) -> bool:
+    """Whether score tables and everything they were made from (images, LoRAs, priors) still lie in `folder`."""
+    priors = {_read(path).get("sha256"): path.parent for path in (folder / "meta-train").glob(f"*/{MANIFEST}")}
+    for table in scores:
+        if not (table.is_file() and (table.parent / MANIFEST).is_file()):
+            return False
+        for images in _read(table.parent / MANIFEST)["parents"]:
+            made = folder / "generate" / images
+            if not ((made / MANIFEST).is_file() and (made / "manifest.jsonl").is_file() and (made / "images").is_dir()):
+                return False
+            for lora in _read(made / MANIFEST)["parents"]:
+                trained = folder / "personalize" / lora.split("/")[0] / MANIFEST
+                if not ((folder / "personalize" / lora).is_file() and trained.is_file()):
+                    return False
+                for prior in _read(trained)["parents"].values():
+                    if prior not in priors or not (priors[prior] / "prior.safetensors").is_file():
+                        return False
+    return True
 
 
 def newest_study(folder: Path) -> str | None:

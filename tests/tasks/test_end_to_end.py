@@ -67,6 +67,14 @@ def test_a_second_run_is_served_from_what_is_there(outputs: Path, capsys: pytest
     assert "report:" in capsys.readouterr().out
 
 
+def test_what_is_lost_is_made_again(outputs: Path) -> None:
+    lost = sorted((outputs / "reproduce" / "personalize").rglob("lora-000002.safetensors"))[0]
+    before = lost.read_bytes()
+    lost.unlink()
+    main(["reproduce", "experiment=mini/reproduce", *SMALL])
+    assert lost.read_bytes() == before
+
+
 def test_a_sweep_over_ranks_reuses_priors_and_joins_the_report(outputs: Path) -> None:
     priors = {name: stamp for name, stamp in made(outputs).items() if name.endswith("prior.safetensors")}
     main(["reproduce", "-m", "experiment=mini/reproduce", *SMALL, "rank=1,2", "methods=lora_aug"])

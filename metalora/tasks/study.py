@@ -61,7 +61,7 @@ class Used:
         return {stage: round(sum(m["seconds"] for m in found), 1) for stage, found in self.manifests.items() if found}
 
     def peak_memory_mb(self) -> dict[str, int]:
-        """The largest peak of each stage's jobs, each in its own process."""
+        """The largest peak of each stage's jobs; what a worker held over from an earlier job counts too."""
         return {stage: max(m["peak_memory_mb"] for m in found) for stage, found in self.manifests.items() if found}
 
     def worlds(self) -> set[str]:
@@ -75,7 +75,7 @@ def used(folder: Path, study: str) -> Used:
         (path for path in (folder / "evaluate").glob(f"*/{MANIFEST}") if _read(path)["config"].get("study") == study),
         key=lambda path: path.stat().st_mtime,
     )
-    priors = {_read(path).get("sha256"): path.parent.name for path in (folder / "meta-train").glob(f"*/{MANIFEST}")}
+    priors = _priors(folder)
     found: dict[str, dict[str, Mapping[str, Any]]] = {stage: {} for stage in STAGES}
 
     def follow(stage: str, name: str) -> None:
@@ -89,7 +89,7 @@ def used(folder: Path, study: str) -> Used:
             elif stage == "generate":
                 follow("personalize", parent.split("/")[0])
             elif digest in priors:
-                follow("meta-train", priors[digest])
+                follow("meta-train", priors[digest].name)
 
     for path in tables:
         follow("evaluate", path.parent.name)
@@ -102,8 +102,8 @@ def used(folder: Path, study: str) -> Used:
 
 
 def is_whole(folder: Path, scores: Sequence[Path]) -> bool:
-    """Whether score tables and everything they were made from (images, LoRAs, priors) still lie in `folder`."""
-    priors = {_read(path).get("sha256"): path.parent for path in (folder / "meta-train").glob(f"*/{MANIFEST}")}
+    """Whether score tables and what they were made from (folders of images, LoRAs, priors) still lie in `folder`."""
+    priors = _priors(folder)
     for table in scores:
         if not (table.is_file() and (table.parent / MANIFEST).is_file()):
             return False
@@ -119,6 +119,12 @@ def is_whole(folder: Path, scores: Sequence[Path]) -> bool:
                     if prior not in priors or not (priors[prior] / "prior.safetensors").is_file():
                         return False
     return True
+
+
+def _priors(folder: Path) -> dict[str, Path]:
+    """Folders of the finished priors by the hash that a trained LoRA's manifest names."""
+    manifests = {path: _read(path) for path in (folder / "meta-train").glob(f"*/{MANIFEST}")}
+    return {str(told["sha256"]): path.parent for path, told in manifests.items() if "sha256" in told}
 
 
 def newest_study(folder: Path) -> str | None:

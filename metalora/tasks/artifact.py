@@ -92,7 +92,7 @@ class Artifact:
 
 
 def reset_peak_memory() -> None:
-    """Let the process's peak memory count from now; Linux only, elsewhere it counts from the process's start."""
+    """Let the process's peak memory count from now; where the system refuses, it counts from the process's start."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -128,7 +128,7 @@ def _context(ax: "Axes", study: Study, points: list[Cell], *, class_noun: str) -
                     f"{text} {100 * level:.1f}",
                     (0.01, 100 * level),
                     xycoords=("axes fraction", "data"),
-                    xytext=(0, 3 if above else -9),
+                    xytext=(0, 3),
                     textcoords="offset points",
                     fontsize=7,
                     color="#666666",

@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -11,6 +12,22 @@ from typing import NoReturn
 from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, task_names
 
 EXIT_BAD_INPUT = 2
+FREE_TEXT = frozenset(
+    [
+        "prompt",
+        "image",
+        "prior",
+        "lora",
+        "images",
+        "base_images",
+        "scores",
+        "out",
+        "backbone.path",
+        "people.root",
+        "benchmark.root",
+    ]
+)
+"""Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,7 +48,21 @@ def main(argv: list[str] | None = None) -> None:
         print(general_help())
         raise SystemExit(0 if words[:1] in (["--help"], ["-h"]) else EXIT_BAD_INPUT)
     multirun = [word for word in words if word in ("-m", "--multirun")]  # Hydra's parser wants it before every override
-    _run_hydra(multirun + [word for word in words if word not in multirun])
+    overrides = [word for word in words if word not in multirun]
+    _run_hydra(multirun + (overrides if multirun else [quoted(word) for word in overrides]))
+
+
+def quoted(word: str) -> str:
+    """`key=value` with the value of a `FREE_TEXT` key in quotes where Hydra's grammar would stumble over it.
+
+    Lists, interpolations and what is quoted already stay as they are.
+    """
+    key, _, value = word.partition("=")
+    plain = re.fullmatch(r"[\w /.:@%*?|+-]*", value)
+    if key not in FREE_TEXT or plain or value.startswith(("[", "'", '"')) or "${" in value:
+        return word
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+    return f"{key}='{escaped}'"
 
 
 def _fail(message: str) -> None:

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from metalora.cli import one_line
+from metalora.cli import one_line, quoted
 from metalora.configuration import conf_dir, general_help, read_keys, summary, task_help, task_names
 
 
@@ -83,3 +84,27 @@ def test_cfg_job_prints_the_configuration() -> None:
 def test_one_line_keeps_what_counts() -> None:
     text = "Could not override 'foo'.\nTo append to your config use +foo=1\nKey 'foo' is not in struct\n"
     assert one_line(text) == "Could not override 'foo'.; Key 'foo' is not in struct"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a woman smiling, facing the camera",
+        "it's a woman (on a {beach}) = [fun]",
+        'a "red" shirt',
+        "back\\slash\\",
+        "quote after a backslash \\' here",
+        "a photo",
+        "~/my photo (1).jpg",
+        "x#y; a & b!",
+    ],
+)
+def test_sentences_and_file_names_need_no_quotes_of_hydra_s(value: str) -> None:
+    parser = OverridesParser.create()
+    override = parser.parse_override(quoted(f"prompt={value}"))
+    assert override.key_or_group == "prompt" and str(override.value()) == value
+
+
+def test_lists_interpolations_and_other_keys_stay_as_they_are() -> None:
+    for word in ("prompt=['a, b',c]", "out=${paths.outputs}/x", "prompt='a, b'", 'image="a b"', "rank=1,2", "prompt="):
+        assert quoted(word) == word

@@ -162,6 +162,12 @@ class PromptSets:
         """The ids of a kind (one of `KINDS`, or "clip") over all classes."""
         return frozenset(prompt.id for prompt, _ in self._entries if prompt.kind in _kinds(kind))
 
+    def ids_by_text(self) -> dict[str, str]:
+        """The id of every prompt by its words, those of all classes."""
+        return {
+            prompt.text: prompt.id for noun in CLASS_NOUNS for kind in (*KINDS, CLIP) for prompt in self.of(kind, noun)
+        }
+
 
 def _kinds(kind: str) -> tuple[str, ...]:
     assert kind in (*KINDS, CLIP), kind

@@ -9,6 +9,7 @@ from metalora.adapters.artifacts import file_sha256, load_lora
 from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob
 from metalora.inference.generate import generate as make_images
+from metalora.people.benchmark import load_prompts
 from metalora.tasks.artifact import Artifact
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
@@ -24,6 +25,8 @@ def run(cfg: DictConfig) -> None:
     if not prompts or not seeds:
         raise UserError("nothing to generate", expected="at least one prompt and one seed", key="prompt, seeds")
     metadata = load_lora(lora).metadata if lora else {}
+    # A prompt of the benchmark goes by its name there, so that `evaluate` can score the folder.
+    names = load_prompts(Path(setting["benchmark.prompts"])).ids_by_text()
     jobs = [
         GenerationJob(
             identity=metadata.get("identity", lora.stem) if lora else "base",
@@ -32,7 +35,7 @@ def run(cfg: DictConfig) -> None:
             rank=int(metadata.get("rank", 1)) if lora else 0,
             iterations=int(metadata.get("iterations", 0)),
             lora=lora,
-            prompt_id=f"prompt-{number:02d}",
+            prompt_id=names.get(prompt, f"prompt-{number:02d}"),
             prompt=prompt,
             seed=int(seed),
         )

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from metalora.adapters.artifacts import check_prior, file_sha256, load_prior
 from metalora.core.errors import UserError
+from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.people.cache import LatentCache, prepare_people
 from metalora.people.folder import PersonFolder, describe, scan_people
 from metalora.people.photos import load_photo, pixel_sha256
@@ -143,6 +144,7 @@ def artifact_of(
         "method": setting["method"],
         "class_nouns": _class_nouns(people, class_noun),
         "face": face,
+        "detector": scorer_fingerprint(setting["scorer.detector"]),
         "people": {person.identity: [pixel_sha256(load_photo(photo)) for photo in person.photos] for person in people},
         "resolutions": setting["resolutions"],
         "meta_rank": setting["meta_rank"] if prior else None,

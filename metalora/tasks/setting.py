@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from metalora.core.contracts import Backbone, ClipScorer, FaceDetector, FaceEmbedder
 from metalora.core.errors import UserError
@@ -26,18 +26,25 @@ class Setting:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "Setting":
-        """Resolve a composed configuration. Raises what OmegaConf raises when a required value is missing."""
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        """Resolve a composed configuration. A required value may be missing as long as nobody asks for it: drawing with
+        a LoRA needs no folder of Stage-1 people."""
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
         assert isinstance(values, dict)
         if (device := values["trainer"]["device"]) not in DEVICES:
             raise UserError("unknown device", expected=" or ".join(DEVICES), got=str(device), key="trainer.device")
         return cls({str(key): value for key, value in values.items()})
 
     def __getitem__(self, key: str) -> Any:
-        """The value of a dotted key."""
+        """The value of a dotted key.
+
+        Raises:
+            UserError: the value, or a part of it, is required and was not given.
+        """
         value: Any = self.values
         for part in key.split("."):
             value = value[part]
+        if missing := _missing(key, value):
+            raise UserError("a required value is missing", expected=f"{missing}=VALUE", got="nothing", key=missing)
         return value
 
     def changed(self, **values: Any) -> "Setting":
@@ -105,6 +112,13 @@ class Setting:
         if self["out"]:
             return Path(self["out"])
         return Path(self["paths.outputs"]) / self["name"] / task / f"{label}-{digest}"
+
+
+def _missing(key: str, value: Any) -> str | None:
+    """The first dotted key in a value that stands for one that has to be given."""
+    if isinstance(value, Mapping):
+        return next((found for part, item in value.items() if (found := _missing(f"{key}.{part}", item))), None)
+    return key if isinstance(value, str) and value == MISSING else None
 
 
 def _instantiate(node: Mapping[str, Any]) -> Any:

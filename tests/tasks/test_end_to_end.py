@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import metalora
 from metalora.cli import main
 
+PACKAGE = Path(metalora.__file__).parent
 SMALL = (
     "people.count=4",
     "people.photos=5",
@@ -96,6 +98,15 @@ def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest
     assert (out / "images" / json.loads(lines[0])["file"]).is_file()
     main(["export", f"lora={lora}", "dtype=bfloat16"])
     assert lora.with_name("lora-000002-bfloat16.safetensors").stat().st_size < lora.stat().st_size
+    main(
+        [
+            "generate",
+            "prompt=a pencil drawing of a woman smiling, facing the camera",
+            "sampling.steps=1",
+            f"out={out}/b",
+        ]
+    )
+    assert json.loads((out / "b" / "manifest.jsonl").read_text())["prompt_id"] == "style-01"  # so it can be scored
     images = next((outputs / "reproduce" / "generate").glob("lora-r1-woman-*"))
     main(["evaluate", f"images={images}", f"out={out}/scores"])
     assert (out / "scores" / "scores.parquet").is_file()
@@ -103,10 +114,26 @@ def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest
     assert "report:" in capsys.readouterr().out
 
 
+def test_a_directory_of_flux_weights_and_a_photo_are_enough(outputs: Path) -> None:
+    """`backbone=flux_dev` asks for no people, prior or benchmark to personalize and to draw; here at 64 pixels."""
+    photo = sorted((outputs / "data" / "mini_phd" / "ffhq" / "man").glob("*.png"))[0]
+    flux = ["backbone=flux_dev", f"backbone.path={PACKAGE / 'miniworld' / 'weights' / 'flux'}", "trainer.threads=1"]
+    out = outputs / "flux_dev"
+    shrunk = ["resolutions=[64]", "iterations=1", "method=lora_aug", f"out={out}"]
+    main(["personalize", *flux, f"image={photo}", "class_noun=man", *shrunk])
+    lora = out / photo.stem / "lora-000001.safetensors"
+    small = ["sampling.size=[64,64]", "sampling.steps=1", f"out={out}/images"]
+    main(["generate", *flux, f"lora={lora}", "prompt=a photo of a man", *small])
+    image = json.loads((out / "images" / "manifest.jsonl").read_text())
+    assert image["method"] == "lora_aug" and (out / "images" / image["file"]).is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["personalize", "image=nobody.jpg", "class_noun=woman", "method=lora_aug"], "nobody.jpg"),
+        (["personalize", "class_noun=woman"], "key: image"),
+        (["meta-train", "backbone=flux_dev", "backbone.path={photo}"], "key: people.root"),
         (["personalize", "image={photo}", "class_noun=woman"], "prior"),
         (["personalize", "image={photo}", "class_noun=woman", "prior={photo}"], "prior"),
         (["personalize", "image={photo}", "class_noun=woman", "prior={prior}", "meta_rank=8"], "meta_rank"),

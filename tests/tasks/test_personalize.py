@@ -43,6 +43,7 @@ def setting(tiny_backbone: FluxBackbone, tmp_path: Path) -> Setting:
             "seed": 0,
             "trainer": {"device": "cpu", "checkpoint_seconds": 60.0},
             "logger": {"name": "csv"},
+            "scorer": {"detector": {"threshold": 0.9}},
         }
     )
     setting.backbone, setting.detector = tiny_backbone, OneFace()
@@ -70,7 +71,7 @@ def test_a_lora_tells_the_class_noun_of_its_own_caption(setting: Setting, tmp_pa
         assert metadata["caption"] == f"a photo of a {noun}"
 
 
-def test_an_artifact_depends_on_each_class_noun_and_on_the_choice_of_face(setting: Setting, tmp_path: Path) -> None:
+def test_an_artifact_depends_on_class_nouns_and_on_how_faces_are_found(setting: Setting, tmp_path: Path) -> None:
     def digest(nouns: dict[str, str | None], *, class_noun: str = "woman", **choice: Any) -> str:
         people = make_people(tmp_path, nouns)
         return artifact_of(setting, people=people, class_noun=class_noun, label="all", prior=None, **choice).hash
@@ -80,3 +81,5 @@ def test_an_artifact_depends_on_each_class_noun_and_on_the_choice_of_face(settin
     assert digest({"ann": "woman", "ben": "man"}, class_noun="person") == told
     assert digest({"ann": "woman", "ben": None}) != told
     assert digest({"ann": "woman", "ben": "man"}, face="largest") != told
+    setting.values["scorer"] = {"detector": {"threshold": 0.5}}
+    assert digest({"ann": "woman", "ben": "man"}, face="only") != told

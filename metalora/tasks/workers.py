@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 from metalora.core.errors import TERMINATED
@@ -46,9 +47,23 @@ def worker_plan(*, workers: int | str, threads: int | str, device: str) -> tuple
     return int(workers), int(threads)
 
 
+def _leave_with_parent() -> None:
+    """End this process when its parent is gone without a word (SIGKILL, out of memory): a worker that goes on alone
+    would hold its folder's lock and its memory, and the same command, started again, would wait for it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start_worker(channel: Any, threads: int) -> None:
     global _QUEUE
     _QUEUE = channel
+    _leave_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     keep_freed_memory()
     import torch
@@ -123,10 +138,12 @@ def run_jobs(
         _run_here(jobs, board=board, finished=finished)
         return
     context = multiprocessing.get_context("spawn")
-    manager = context.Manager()
+    manager = SyncManager(ctx=context)
+    manager.start(_leave_with_parent)
     channel = manager.Queue()
     waiting, running, done = list(jobs), {}, set()
     with (
+        manager,
         _terminating_together(),
         _drained(channel, board),
         ProcessPoolExecutor(

@@ -1,6 +1,8 @@
 """Jobs run in the order of their needs, in this process or in several; a failure stops what is new, loses nothing."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +53,57 @@ def test_a_failure_reaches_the_caller_and_dependents_do_not_run(tmp_path: Path, 
         run_jobs(_jobs(tmp_path, "train"), workers=workers, threads=1, board=board, finished=ended.__setitem__)
     assert "prepare" in ended
     assert not (tmp_path / "score").exists()
+
+
+def _sleep(folder: str, name: str, *, progress: Progress) -> None:
+    Path(folder, name).write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+PARENT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_workers import Board, Job, _sleep, run_jobs
+
+if __name__ == "__main__":
+    jobs = [Job(name, _sleep, ({folder!r}, name)) for name in ("one", "two")]
+    with Board(stream=object()) as board:
+        run_jobs(jobs, workers=2, threads=1, board=board, finished=print)
+"""
+
+
+def _descendants(pid: int) -> set[int]:
+    children = {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    return children.union(*(_descendants(child) for child in children))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    parent = subprocess.Popen([sys.executable, str(script)])
+    try:
+        wait_until(lambda: (tmp_path / "one").exists() and (tmp_path / "two").exists(), seconds=120)
+        family = _descendants(parent.pid)
+        assert {int((tmp_path / name).read_text()) for name in ("one", "two")} < family  # and the manager
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(_alive(pid) for pid in family), seconds=60)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
 
 
 def test_worker_plan() -> None:

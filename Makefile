@@ -52,8 +52,8 @@ speed: $(STAMP)  ## the speed benchmarks, written to experiments/speed/results
 	$(BIN)/python -m experiments.speed.stage2_step
 	$(BIN)/python -m experiments.speed.cohort
 
-lock:  ## resolve requirements.lock again
-	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+lock: | $(filter .uv/bin/uv,$(UV))  ## resolve requirements.lock again
+	$(UV) pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
 
 clean:  ## remove what was made (outputs/ and caches; not the environment)
 	rm -rf outputs/* .pytest_cache .ruff_cache .import_linter_cache

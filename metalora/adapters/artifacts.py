@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from metalora.adapters.bank import AdapterBank
@@ -39,6 +39,17 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_prior(path: Path, *, key: str = "prior") -> None:
+    """Raise UserError when there is no prior at `path`; its content is not looked at."""
+    if not path.is_file():
+        raise UserError(
+            f"there is no prior {path}",
+            expected="a prior.safetensors made by `metalora meta-train`",
+            got="a folder" if path.is_dir() else "no such file",
+            key=key,
+        )
 
 
 def save_prior(
@@ -144,17 +155,17 @@ def _layer(key: str, suffix: str) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:
-    """safetensors keeps metadata in a hash map of random order; sorted, equal adapters are equal files bit for bit."""
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("r+b") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-            sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-            assert len(sorted_header) == length
-            file.seek(8)
-            file.write(sorted_header)
+    """Atomic, and equal adapters are equal files bit for bit: safetensors keeps metadata in a hash map of random order,
+    so the header is written again, sorted. A full disk is an OSError here (safetensors' own writer raises its own)."""
+    content = save(tensors, metadata=metadata)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+    assert len(sorted_header) == length
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(content[:8] + sorted_header)
+        file.write(memoryview(content)[8 + length :])
 
 
 def _read(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from metalora.adapters.artifacts import require_prior
 from metalora.core.atomic import write_json
 from metalora.core.contracts import METHODS
 from metalora.core.errors import UserError
@@ -30,7 +31,7 @@ from metalora.tasks.prepare import CLASSES, ensure_benchmark, ensure_stage1
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.report import facts_of, report
 from metalora.tasks.setting import Setting
-from metalora.tasks.study import Clock, is_whole, study_hash
+from metalora.tasks.study import Clock, given_priors, is_whole, study_hash
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
 
@@ -73,7 +74,9 @@ def run(cfg: DictConfig) -> None:
                 refreshed = time.monotonic()
 
         done = _Done(
-            folder, {"study": study, **{key: setting[key] for key in ("rank", "methods", "classes", "iterations")}}
+            folder,
+            {"study": study, **{key: setting[key] for key in ("rank", "methods", "classes", "iterations")}},
+            given=given_priors(setting),
         )
         if not done.is_whole():
             run_jobs(jobs_of(setting), workers=workers, threads=threads, board=board, finished=finished)
@@ -87,14 +90,15 @@ def run(cfg: DictConfig) -> None:
 class _Done:
     """Says that all jobs of a run have ended, so that the next such run need not start workers to find that out."""
 
-    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
-        self._folder, self._path = folder, folder / "done" / f"{config_hash(run)}.json"
+    def __init__(self, folder: Path, run: Mapping[str, Any], *, given: Mapping[str, str]) -> None:
+        self._folder, self._path, self._given = folder, folder / "done" / f"{config_hash(run)}.json", given.values()
 
     def is_whole(self) -> bool:
         """Whether the run ended before and nothing that it made is gone."""
         if not self._path.is_file():
             return False
-        return is_whole(self._folder, [self._folder / name for name in json.loads(self._path.read_text())["scores"]])
+        tables = [self._folder / name for name in json.loads(self._path.read_text())["scores"]]
+        return is_whole(self._folder, tables, given=self._given)
 
     def write(self, tables: Sequence[Path]) -> None:
         """Remember the run's score tables."""
@@ -110,7 +114,8 @@ def _prepare(setting: Setting, *, progress: Progress) -> None:
     ensure_benchmark(setting, progress=progress)
     if "meta_lora" in setting["methods"]:
         for class_noun in setting["classes"]:
-            ensure_stage1(setting, class_noun=class_noun, progress=progress)
+            if not setting["priors"].get(class_noun):
+                ensure_stage1(setting, class_noun=class_noun, progress=progress)
     if not artifact.complete:
         artifact.finish()
 
@@ -120,10 +125,11 @@ def jobs_of(setting: Setting) -> list[Job]:
     values, rank = setting.values, setting["rank"]
     jobs = [Job(f"score base {noun}", score_base, (values, noun), priority=4) for noun in setting["classes"]]
     for noun in setting["classes"]:
-        if "meta_lora" in setting["methods"]:
+        stage1 = "meta_lora" in setting["methods"] and not setting["priors"].get(noun)
+        if stage1:
             jobs.append(Job(f"meta-train {noun}", _meta_train, (values, noun), priority=3))
         for method in setting["methods"]:
-            needs = [f"score base {noun}"] + ([f"meta-train {noun}"] if method == "meta_lora" else [])
+            needs = [f"score base {noun}"] + ([f"meta-train {noun}"] if stage1 and method == "meta_lora" else [])
             name = f"score {method} rank {rank} {noun}"
             jobs.append(Job(name, score_method, (values, method, noun), needs=tuple(needs), priority=2))
     return jobs
@@ -151,7 +157,7 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
     setting = _with_method(Setting(values), method)
     subjects = subjects_of(setting, class_noun)
     people = [PersonFolder(subject.identity, subject.class_noun, (subject.reference,)) for subject in subjects]
-    prior = prior_artifact(setting, class_noun).folder / "prior.safetensors" if method == "meta_lora" else None
+    prior = _prior(setting, class_noun) if method == "meta_lora" else None
     label = f"{setting['benchmark.name']}-{class_noun}"
     loras = personalize(
         setting, people=people, class_noun=class_noun, label=label, prior=prior, face="largest", progress=progress
@@ -177,6 +183,11 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
     images = generate(setting, jobs=jobs, label=label, progress=progress)
     base = generate(setting, jobs=_base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
     return evaluate(setting, images=[images, base], subjects=subjects, label=label, progress=progress)
+
+
+def _prior(setting: Setting, class_noun: str) -> Path:
+    given = setting["priors"].get(class_noun)
+    return Path(given) if given else prior_artifact(setting, class_noun).folder / "prior.safetensors"
 
 
 def subjects_of(setting: Setting, class_noun: str) -> list[Subject]:
@@ -234,7 +245,10 @@ def _check(setting: Setting) -> None:
     unknown: Sequence[str] = [name for name in setting["methods"] if name not in METHODS]
     if unknown:
         raise UserError("unknown method", expected=", ".join(METHODS), got=", ".join(map(str, unknown)), key="methods")
-    if setting["rank"] > setting["meta_rank"]:
+    for noun, path in setting["priors"].items():
+        if path:
+            require_prior(Path(path), key=f"priors.{noun}")
+    if "meta_lora" in setting["methods"] and setting["rank"] > setting["meta_rank"]:
         raise UserError(
             "the rank is larger than Meta-Down's",
             expected=f"rank of at most meta_rank = {setting['meta_rank']}",

@@ -8,11 +8,12 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metalora.adapters.artifacts import file_sha256
 from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.people.benchmark import load_benchmark
 from metalora.people.folder import photos_digest
@@ -37,16 +38,27 @@ def rates_hash(setting: Setting) -> str:
 
 def _values(setting: Setting) -> dict[str, Any]:
     subjects = load_benchmark(Path(setting["benchmark.root"])).subjects
-    return {key: setting[key] for key in _SHARED} | {
-        "backbone": setting.backbone_key,
-        "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
-        "people": {key: setting["people"][key] for key in ("kind", "count", "photos")},
-        "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
-        "scorer": scorer_fingerprint(setting["scorer"]),
-        "benchmark": setting["benchmark.name"],
-        "photos": photos_digest([photo for s in subjects for photo in (s.reference, *s.test_photos)]),
-        "prompts": hashlib.sha256(Path(setting["benchmark.prompts"]).read_bytes()).hexdigest(),
-    }
+    given = given_priors(setting)
+    return (
+        {key: setting[key] for key in _SHARED}
+        | ({"priors": given} if given else {})
+        | {
+            "backbone": setting.backbone_key,
+            "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
+            "people": {key: setting["people"][key] for key in ("kind", "count", "photos")},
+            "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
+            "scorer": scorer_fingerprint(setting["scorer"]),
+            "benchmark": setting["benchmark.name"],
+            "photos": photos_digest([photo for s in subjects for photo in (s.reference, *s.test_photos)]),
+            "prompts": hashlib.sha256(Path(setting["benchmark.prompts"]).read_bytes()).hexdigest(),
+        }
+    )
+
+
+def given_priors(setting: Setting) -> dict[str, str]:
+    """Class noun to the sha256 of the prior that `reproduce` was given instead of training one."""
+    given = setting.values.get("priors") or {}
+    return {noun: file_sha256(Path(path)) for noun, path in given.items() if path}
 
 
 @dataclass(frozen=True)
@@ -101,8 +113,12 @@ def used(folder: Path, study: str) -> Used:
     )
 
 
-def is_whole(folder: Path, scores: Sequence[Path]) -> bool:
-    """Whether score tables and what they were made from (folders of images, LoRAs, priors) still lie in `folder`."""
+def is_whole(folder: Path, scores: Sequence[Path], *, given: Collection[str] = ()) -> bool:
+    """Whether score tables and what they were made from (folders of images, LoRAs, priors) still lie in `folder`.
+
+    Args:
+        given: sha256 of priors that come from elsewhere.
+    """
     priors = _priors(folder)
     for table in scores:
         if not (table.is_file() and (table.parent / MANIFEST).is_file()):
@@ -115,7 +131,7 @@ def is_whole(folder: Path, scores: Sequence[Path]) -> bool:
                 trained = folder / "personalize" / lora.split("/")[0] / MANIFEST
                 if not ((folder / "personalize" / lora).is_file() and trained.is_file()):
                     return False
-                for prior in _read(trained)["parents"].values():
+                for prior in set(_read(trained)["parents"].values()) - set(given):
                     if prior not in priors or not (priors[prior] / "prior.safetensors").is_file():
                         return False
     return True

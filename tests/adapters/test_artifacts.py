@@ -1,6 +1,7 @@
 """Priors and LoRA files: what is written is what is read, and whatever else comes is refused in one line."""
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -99,16 +100,16 @@ def test_one_kind_of_file_is_not_taken_for_the_other(bank: AdapterBank, prior_pa
         load_lora(tmp_path / "half.safetensors")
 
 
-def test_a_failed_write_keeps_the_old_file(bank: AdapterBank, prior_path: Path, monkeypatch) -> None:
-    before = file_sha256(prior_path)
-
-    def full_disk(*_args, **_kwargs) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("metalora.adapters.artifacts.save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save_prior(prior_path, bank, backbone="tiny", backbone_fingerprint="f")
-    assert file_sha256(prior_path) == before and len(list(prior_path.parent.iterdir())) == 1
+def test_a_disk_that_takes_no_more_is_an_oserror_and_keeps_the_old_file(bank: AdapterBank, prior_path: Path) -> None:
+    before = prior_path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file of this process may grow beyond 100 bytes
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_prior(prior_path, bank, backbone="tiny", backbone_fingerprint="f")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert prior_path.read_bytes() == before and len(list(prior_path.parent.iterdir())) == 1
 
 
 def test_the_same_adapter_gives_the_same_bytes(bank: AdapterBank, tmp_path: Path) -> None:

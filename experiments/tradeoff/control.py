@@ -1,0 +1,50 @@
+"""Make a control of a prior: Meta-Downs of the same norms that have learned nothing, or the learned ones scaled.
+
+    python -m experiments.tradeoff.control PRIOR.safetensors random OUT.safetensors
+    python -m experiments.tradeoff.control PRIOR.safetensors 0.5 OUT.safetensors
+
+`metalora reproduce priors.woman=OUT.safetensors ...` then runs Stage 2 with it in place of a Stage 1 of its own.
+"""
+
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metalora.adapters.artifacts import load_prior
+from metalora.core.atomic import atomic_path
+from metalora.core.errors import UserError
+from metalora.core.lora import kaiming_uniform
+
+
+def control(meta_down_RI: Tensor, *, change: str, layer: str) -> Tensor:
+    """A layer's Meta-Down, changed: `random` draws its start again and gives it the same Frobenius norm."""
+    if change != "random":
+        return meta_down_RI * float(change)
+    drawn_RI = kaiming_uniform((meta_down_RI.shape[0], meta_down_RI.shape[1]), key=("control", layer))
+    return drawn_RI * (meta_down_RI.norm() / drawn_RI.norm())
+
+
+def main(prior: Path, change: str, out: Path) -> None:
+    """Write the control of a whole prior."""
+    try:
+        change == "random" or float(change)
+    except ValueError:
+        raise UserError("no such change", expected="random, or a factor", got=change, key="the second word") from None
+    loaded = load_prior(prior)
+    tensors = {
+        f"{name}.meta_down.weight": control(tensor, change=change, layer=name).contiguous()
+        for name, tensor in loaded.meta_down.items()
+    }
+    with atomic_path(out) as temporary:
+        save_file(tensors, temporary, metadata={**loaded.metadata, "control": change})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        raise SystemExit(__doc__)
+    try:
+        main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    except UserError as error:
+        raise SystemExit(f"control: {error}") from None

@@ -12,21 +12,8 @@ from typing import NoReturn
 from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, task_names
 
 EXIT_BAD_INPUT = 2
-FREE_TEXT = frozenset(
-    [
-        "prompt",
-        "image",
-        "prior",
-        "lora",
-        "images",
-        "base_images",
-        "scores",
-        "out",
-        "backbone.path",
-        "people.root",
-        "benchmark.root",
-    ]
-)
+FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
+FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
 
 
@@ -53,12 +40,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def quoted(word: str) -> str:
-    """`key=value` with the value of a `FREE_TEXT` key in quotes where Hydra's grammar would stumble over it.
+    """`key=value` with the value of a `FREE_TEXT` key in quotes where Hydra's grammar would stumble over it, or read
+    a number or a truth value.
 
-    Lists, interpolations and what is quoted already stay as they are.
+    Lists, interpolations, null and what is quoted already stay as they are.
     """
     key, _, value = word.partition("=")
-    plain = re.fullmatch(r"[\w /.:@%*?|+-]*", value)
+    number = re.fullmatch(r"[+-]?[\d_.]+(e[+-]?\d+)?|[+-]?(inf|nan)|true|false", value, re.IGNORECASE)
+    plain = re.fullmatch(r"[\w /.:@%*?|+-]*", value) and not number
     if key not in FREE_TEXT or plain or value.startswith(("[", "'", '"')) or "${" in value:
         return word
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)

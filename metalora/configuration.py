@@ -68,7 +68,7 @@ def general_help() -> str:
     lines += [
         "",
         "metalora TASK --help        the task's keys with defaults",
-        "metalora TASK --cfg job     the whole configuration, resolved",
+        "metalora TASK --cfg job     the whole configuration (with --resolve: references filled in)",
         "metalora TASK -m key=a,b    one run per combination (Hydra multirun)",
         "",
         "examples:",
@@ -90,11 +90,19 @@ def task_help(task: str) -> str:
         ("every task", conf_dir() / "config.yaml"),
         ("trainer", conf_dir() / "trainer/auto.yaml"),
         ("paths", conf_dir() / "paths/default.yaml"),
+        ("backbone=flux_dev", conf_dir() / "backbone/flux_dev.yaml"),
+        ("people=folder (people of Stage 1)", conf_dir() / "people/folder.yaml"),
+        ("benchmark=meta_phd", conf_dir() / "benchmark/meta_phd.yaml"),
+        ("protocol=quick", conf_dir() / "protocol/quick.yaml"),
+        ("scorer=paper", conf_dir() / "scorer/paper.yaml"),
+        ("logger=wandb", conf_dir() / "logger/wandb.yaml"),
     ]
     for title, path in sections:
         lines.append(f"{title}:")
         for entry in read_keys(path):
-            prefix = f"{path.parent.name}." if path.parent.name in ("trainer", "paths") else ""
+            if entry.key.rpartition(".")[2] in ("name", "_target_") and path.parent != conf_dir():
+                continue
+            prefix = "" if path.parent.name in ("task", "conf", "mini") else f"{path.parent.name}."
             lines.append(f"  {prefix + entry.key:<28} {entry.default:<24} {entry.text}".rstrip())
         lines.append("")
     lines.append("groups (GROUP=CHOICE):")

@@ -97,14 +97,28 @@ def test_one_line_keeps_what_counts() -> None:
         "a photo",
         "~/my photo (1).jpg",
         "x#y; a & b!",
+        "2024",
+        "1e5",
+        "1_000",
+        "-.5",
+        "True",
+        "nan",
     ],
 )
 def test_sentences_and_file_names_need_no_quotes_of_hydra_s(value: str) -> None:
     parser = OverridesParser.create()
     override = parser.parse_override(quoted(f"prompt={value}"))
-    assert override.key_or_group == "prompt" and str(override.value()) == value
+    assert override.key_or_group == "prompt" and override.value() == value
 
 
 def test_lists_interpolations_and_other_keys_stay_as_they_are() -> None:
-    for word in ("prompt=['a, b',c]", "out=${paths.outputs}/x", "prompt='a, b'", 'image="a b"', "rank=1,2", "prompt="):
+    for word in (
+        "prompt=['a, b',c]",
+        "out=${paths.outputs}/x",
+        "prompt='a, b'",
+        'image="a b"',
+        "rank=1,2",
+        "prompt=",
+        "lora=null",
+    ):
         assert quoted(word) == word

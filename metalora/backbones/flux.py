@@ -114,8 +114,9 @@ class FluxBackbone:
     @cached_property
     def vae_factor(self) -> int:
         """Pixels per latent."""
-        configuration = json.loads((self.folder / "vae" / "config.json").read_text())
-        return 2 ** (len(configuration["block_out_channels"]) - 1)
+        with _readable(self.folder):
+            configuration = json.loads((self.folder / "vae" / "config.json").read_text())
+            return 2 ** (len(configuration["block_out_channels"]) - 1)
 
     @property
     def pixel_multiple(self) -> int:
@@ -214,7 +215,8 @@ def _check_directory(folder: Path) -> None:
     elif not (folder / "model_index.json").is_file():
         problem = f"{folder}, which has no model_index.json"
     else:
-        kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+        with _readable(folder):
+            kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
         if kind != "FluxPipeline":
             problem = f"a {kind} in {folder}"
         elif not list((folder / "transformer").glob("*.safetensors")):
@@ -233,10 +235,10 @@ def _readable(folder: Path) -> Iterator[None]:
     """Turn what diffusers and transformers raise on a broken directory into one line."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"the backbone in {folder} cannot be read",
             expected="a whole FluxPipeline directory with safetensors weights",
-            got=str(error).splitlines()[0],
+            got=f"{type(error).__name__}: {error}".splitlines()[0],
             key="backbone.path",
         ) from error

@@ -184,7 +184,7 @@ class GeneratedImage:
     rank: int
     iterations: int
     lora: str
-    """Path of the LoRA file, empty for the untouched base."""
+    """Path of the LoRA file; empty where there is none: the untouched base (method "base"), a method without LoRAs."""
     lora_sha256: str
     base_model: str
     steps: int

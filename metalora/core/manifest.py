@@ -30,7 +30,7 @@ def read_manifest(path: Path, *, cut_allowed: bool = False) -> list[GeneratedIma
     path = path / FILE_NAME if path.is_dir() else path
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             "cannot read the list of images", expected=f"a {FILE_NAME}", got=str(error), key="images"
         ) from error

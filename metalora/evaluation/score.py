@@ -135,7 +135,7 @@ def _pairs(
     images: Sequence[_Image], people: Mapping[str, Subject], *, uses: Mapping[str, Collection[str]]
 ) -> list[tuple[_Image, Subject]]:
     """Which image is scored for whom. `uses`: the prompts that each part's people are scored on."""
-    present = {image.record.identity for image in images if image.record.lora}
+    present = {image.record.identity for image in images if image.record.method != BASE}
     strangers = sorted(present - set(people))
     if strangers:
         raise UserError(
@@ -147,7 +147,7 @@ def _pairs(
     pairs = []
     for image in images:
         record = image.record
-        if record.lora:
+        if record.method != BASE:
             pairs.append((image, people[record.identity]))
             continue
         parts = {part for part, prompt_ids in uses.items() if record.prompt_id in prompt_ids}
@@ -215,7 +215,7 @@ def _add_clip(
     if not places:
         return
     wanted = [pairs[place][0] for place in places]
-    bases = {_setting(image.record): image for image in images if not image.record.lora}
+    bases = {_setting(image.record): image for image in images if image.record.method == BASE}
     twins = [bases.get(_setting(image.record)) for image in wanted]
     every = embeddings.pictures([image.picture for image in wanted + [twin for twin in twins if twin is not None]])
     images_ND = torch.from_numpy(every[: len(wanted)])

@@ -31,7 +31,7 @@ HELD_OUT_PEOPLE = range(1710, 1800)
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number beside its target; `target` is None where the issue names none."""
+    """One measured number beside its target; `target` is None where there is none."""
 
     name: str
     value: float

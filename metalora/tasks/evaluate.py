@@ -1,14 +1,17 @@
 """`metalora evaluate`: scores of a folder of generated images, one row per image."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from metalora.core.errors import UserError
+from metalora.core.manifest import FILE_NAME, read_manifest
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
 from metalora.evaluation.score import score_images, write_scores
 from metalora.people.benchmark import Subject, load_benchmark, load_prompts
-from metalora.tasks.artifact import Artifact, stored_hash
+from metalora.tasks.artifact import MANIFEST, Artifact, stored_hash
 from metalora.tasks.prepare import ensure_benchmark
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
@@ -57,7 +60,7 @@ def evaluate(
         "benchmark": {key: chosen[key] for key in ("name", "face_part", "clip_part")},
         "scorer": scorer_fingerprint(setting["scorer"]),
     }
-    parents = {folder.name: stored_hash(folder) for folder in images}
+    parents = {folder.name: _hash(folder) for folder in images}
     artifact = Artifact(setting.folder("evaluate", label, Artifact(Path(), config, parents).hash), config, parents)
     scores = artifact.folder / "scores.parquet"
     if artifact.complete and scores.is_file():
@@ -78,3 +81,18 @@ def evaluate(
     write_scores(scores, frame)
     artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"], rates=rates_hash(setting))
     return scores
+
+
+def _hash(folder: Path) -> str:
+    """What a folder of images holds: by its manifest.json, or, for a folder of another program, by its content."""
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}", expected=f"a folder of images with a {FILE_NAME}", key="images, base_images"
+        )
+    if (folder / MANIFEST).is_file():
+        return stored_hash(folder)
+    digest = hashlib.sha256()
+    for path in [folder / FILE_NAME, *(folder / record.file for record in read_manifest(folder))]:
+        if path.is_file():  # scoring tells which image is gone
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]

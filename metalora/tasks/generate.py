@@ -21,9 +21,9 @@ def run(cfg: DictConfig) -> None:
     set_threads(setting)
     lora = Path(setting["lora"]) if setting["lora"] else None
     prompts = setting["prompt"] if isinstance(setting["prompt"], list) else [setting["prompt"]]
-    seeds = setting["seeds"] if isinstance(setting["seeds"], list) else [setting["seeds"]]
-    if not prompts or not seeds:
-        raise UserError("nothing to generate", expected="at least one prompt and one seed", key="prompt, seeds")
+    seeds = setting.numbers("seeds", least=0)
+    if not prompts:
+        raise UserError("nothing to generate", expected="at least one prompt", got="none", key="prompt")
     metadata = load_lora(lora).metadata if lora else {}
     # A prompt of the benchmark goes by its name there, so that `evaluate` can score the folder.
     names = load_prompts(Path(setting["benchmark.prompts"])).ids_by_text()
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
             lora=lora,
             prompt_id=names.get(prompt, f"prompt-{number:02d}"),
             prompt=prompt,
-            seed=int(seed),
+            seed=seed,
         )
         for number, prompt in enumerate(prompts)
         for seed in seeds
@@ -70,7 +70,7 @@ def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, pro
         return artifact.folder
     artifact.begin()
     sampling = setting["sampling"]
-    height, width = sampling["size"]
+    height, width = setting.numbers("sampling.size", least=1, count=2)
     make_images(
         setting.backbone,
         jobs,

@@ -34,7 +34,7 @@ def artifact_of(setting: Setting, class_noun: str) -> Artifact:
         "backbone": setting.backbone_key,
         "class_noun": class_noun,
         "people": photos_digest([photo for person in people for photo in person.photos]),
-        "resolutions": setting["resolutions"],
+        "resolutions": list(setting.numbers("resolutions", least=1)),
         "meta_rank": setting["meta_rank"],
         "stage1": setting["stage1"],
         "seed": setting["seed"],

@@ -1,12 +1,13 @@
 """`metalora personalize`: Stage 2. One photo per person in, a small standard LoRA per person out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from omegaconf import DictConfig
 
-from metalora.adapters.artifacts import check_prior, file_sha256, load_prior
+from metalora.adapters.artifacts import Prior, check_prior, file_sha256, load_prior, require_prior
 from metalora.core.errors import UserError
 from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.people.cache import LatentCache, prepare_people
@@ -27,20 +28,35 @@ def run(cfg: DictConfig) -> None:
     if setting["face"] not in ("only", "largest"):
         raise UserError("unknown choice of face", expected="only or largest", got=str(setting["face"]), key="face")
     scan = scan_people(Path(setting["image"]))
+    people = _named(scan.people, setting["identity"])
     with Board() as board:
         if scan.skipped:
             board.say(f"skipped: {describe(scan.skipped)}")
         folder = personalize(
             setting,
-            people=scan.people,
+            people=people,
             class_noun=setting["class_noun"],
             label=Path(setting["image"]).stem,
             prior=Path(setting["prior"]) if setting["prior"] else None,
             face=setting["face"],
             progress=board.reporter("personalize"),
         )
-        for person in scan.people:
+        for person in people:
             board.say(f"LoRA: {lora_path(folder, person.identity, setting.iterations[-1])}")
+
+
+def _named(people: Sequence[PersonFolder], identity: str | None) -> Sequence[PersonFolder]:
+    """One person under another name: the name becomes a folder's and goes into the LoRA's header."""
+    if identity is None:
+        return people
+    if len(people) != 1 or not identity or Path(identity).name != identity:
+        raise UserError(
+            "cannot name this person so",
+            expected="one person, and a name that a folder can have",
+            got=f"{len(people)} people, {identity!r}",
+            key="identity",
+        )
+    return (replace(people[0], identity=identity),)
 
 
 def personalize(
@@ -68,11 +84,14 @@ def personalize(
             key="prior",
         )
     prior = prior if method["prior"] else None
+    if prior is not None:
+        require_prior(prior)
     artifact = artifact_of(setting, people=people, class_noun=class_noun, label=label, prior=prior, face=face)
     wanted = [lora_path(artifact.folder, person.identity, count) for person in people for count in setting.iterations]
     if artifact.complete and all(path.is_file() for path in wanted):
         return artifact.folder
     artifact.begin()
+    run_name = f"{method['name']}-r{setting['rank']}-{artifact.hash}"
     loaded = load_prior(prior) if prior else None
     if loaded is not None:
         layers = list(setting.backbone.target_layers())
@@ -82,6 +101,7 @@ def personalize(
             meta_rank=setting["meta_rank"],
             layers=layers,
         )
+        _check_class(loaded, people, class_noun)
     cache = LatentCache(setting.cache_root, setting.backbone)
     trained = prepare_people(
         people,
@@ -113,7 +133,7 @@ def personalize(
         device=setting["trainer.device"],
         out=artifact.folder,
         checkpoint_seconds=setting["trainer.checkpoint_seconds"],
-        logger=training_logger(setting, name=f"personalize-{label}", folder=artifact.folder),
+        logger=training_logger(setting, name=run_name, folder=artifact.folder),
         progress=progress,
     )
     artifact.finish(
@@ -122,6 +142,19 @@ def personalize(
         training_images={person.identity: len(person.images) for person in trained},
     )
     return artifact.folder
+
+
+def _check_class(prior: Prior, people: Sequence[PersonFolder], class_noun: str) -> None:
+    """A prior learned from men is of no use to a woman; one whose header tells no class fits everybody."""
+    learned = prior.metadata.get("class_noun")
+    for identity, noun in _class_nouns(people, class_noun).items():
+        if learned not in (None, noun):
+            raise UserError(
+                f"the prior was trained on another class than {identity} is of",
+                expected=f"a prior of class {noun}",
+                got=f"one of class {learned}",
+                key="prior, class_noun",
+            )
 
 
 def _class_nouns(people: Sequence[PersonFolder], class_noun: str) -> dict[str, str]:
@@ -146,7 +179,7 @@ def artifact_of(
         "face": face,
         "detector": scorer_fingerprint(setting["scorer.detector"]),
         "people": {person.identity: [pixel_sha256(load_photo(photo)) for photo in person.photos] for person in people},
-        "resolutions": setting["resolutions"],
+        "resolutions": list(setting.numbers("resolutions", least=1)),
         "meta_rank": setting["meta_rank"] if prior else None,
         "rank": setting["rank"],
         "learning_rate": setting["learning_rate"],

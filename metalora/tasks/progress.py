@@ -42,7 +42,7 @@ class Board(AbstractContextManager["Board"]):
     def say(self, text: str) -> None:
         """Print one line above the bars."""
         if self.live:
-            self._rich.console.print(text)
+            self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
 

@@ -54,6 +54,7 @@ class Setting:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen base model."""
+        _require_device(self["trainer.device"])
         import diffusers
         import transformers
 
@@ -94,24 +95,44 @@ class Setting:
     def shapes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """The training shapes (height, width), one set per resolution."""
         multiple = self.backbone.pixel_multiple
-        return tuple(shapes_for(resolution, multiple=multiple) for resolution in self["resolutions"])
+        return tuple(shapes_for(resolution, multiple=multiple) for resolution in self.numbers("resolutions", least=1))
 
     @property
     def iterations(self) -> tuple[int, ...]:
-        """Stage-2 checkpoints in order; `iterations=375` and `iterations=[250,375]` both work."""
-        given = self["iterations"]
-        values = tuple(sorted({int(value) for value in (given if isinstance(given, list) else [given])}))
-        if not values or values[0] < 1:
-            raise UserError(
-                "no checkpoint to train to", expected="iterations of 1 or more", got=str(given), key="iterations"
-            )
-        return values
+        """Stage-2 checkpoints in order."""
+        return tuple(sorted(set(self.numbers("iterations", least=1))))
+
+    def numbers(self, key: str, *, least: int, count: int | None = None) -> tuple[int, ...]:
+        """Whole numbers under a key; `iterations=375` and `iterations=[250,375]` both work.
+
+        Raises:
+            UserError: none, not whole numbers, one below `least`, or not `count` of them.
+        """
+        given = self[key]
+        values = given if isinstance(given, list) else [given]
+        whole = all(isinstance(value, int) and not isinstance(value, bool) and value >= least for value in values)
+        if not values or not whole or count not in (None, len(values)):
+            some = "one or more whole numbers" if count is None else f"{count} whole numbers"
+            raise UserError("not the numbers needed", expected=f"{some} of {least} or more", got=str(given), key=key)
+        return tuple(values)
 
     def folder(self, task: str, label: str, digest: str) -> Path:
         """`outputs/NAME/TASK/LABEL-HASH`, or `out=` when it is given."""
         if self["out"]:
             return Path(self["out"])
         return Path(self["paths.outputs"]) / self["name"] / task / f"{label}-{digest}"
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "there is no GPU that torch can use",
+            expected="a CUDA device, or trainer=auto for the CPU",
+            got="torch.cuda.is_available() is False",
+            key="trainer.device",
+        )
 
 
 def _missing(key: str, value: Any) -> str | None:

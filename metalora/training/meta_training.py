@@ -44,7 +44,7 @@ class MetaTraining(LightningModule):
         self, backbone: Backbone, bank: AdapterBank, *, recipe: Recipe, configuration: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        self.save_hyperparameters({"configuration": dict(configuration)})
+        self.save_hyperparameters({"configuration": dict(configuration)}, logger=False)
         self.backbone, self.bank, self.recipe = backbone, bank, recipe
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

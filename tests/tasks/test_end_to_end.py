@@ -2,13 +2,30 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pandas.testing import assert_frame_equal
+from PIL import Image
+from safetensors.torch import save_file
+from test_conf import composed
 
 import metalora
+from metalora.adapters.artifacts import file_sha256, load_prior
 from metalora.cli import main
+from metalora.core.errors import UserError
+from metalora.evaluation.score import read_scores
+from metalora.reporting.report import Report
+from metalora.tasks import reproduce
+from metalora.tasks.report import report
+from metalora.tasks.reproduce import prompts_of, subjects_of
+from metalora.tasks.setting import Setting
+from metalora.tasks.study import newest_study
 
 PACKAGE = Path(metalora.__file__).parent
 SMALL = (
@@ -77,41 +94,125 @@ def test_what_is_lost_is_made_again(outputs: Path) -> None:
     assert lost.read_bytes() == before
 
 
-def test_a_sweep_over_ranks_reuses_priors_and_joins_the_report(outputs: Path) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "faces", "singles", "frontal", "clip", "seeds"),
+    [("quick", 8, 8, 10, 10, 1), ("full", 8, 30, 10, 20, 5)],
+)
+def test_a_protocol_counts_what_it_says(
+    outputs: Path, protocol: str, faces: int, singles: int, frontal: int, clip: int, seeds: int
+) -> None:
+    setting = Setting.of(composed("task=reproduce", f"protocol={protocol}"))
+    assert len(setting["protocol.seeds"]) == seeds
+    for noun in ("man", "woman"):
+        subjects = subjects_of(setting, noun)
+        several = [subject for subject in subjects if subject.test_photos]
+        assert (len(several), len(subjects) - len(several)) == (faces, singles)
+        for subject in subjects:
+            kinds = [prompt.kind for prompt in prompts_of(setting, subject)]
+            assert kinds.count("frontal") == (frontal if subject in several else 0)
+            assert len(kinds) - kinds.count("frontal") == (0 if subject in several else clip)
+
+
+def test_a_sweep_over_ranks_reuses_priors_and_joins_the_report(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[int]] = []
+
+    def counted(*arguments: Any, **options: Any) -> Report:
+        outcome = report(*arguments, **options)
+        curves = json.loads((outputs / "reproduce" / "summary.json").read_text())["curves"]
+        seen.append({curve["rank"] for curve in curves})
+        return outcome
+
+    monkeypatch.setattr(reproduce, "report", counted)
+    monkeypatch.setattr(reproduce, "REFRESH_SECONDS", 0.0)
     priors = {name: stamp for name, stamp in made(outputs).items() if name.endswith("prior.safetensors")}
     main(["reproduce", "-m", "experiment=mini/reproduce", *SMALL, "rank=1,2", "methods=lora_aug"])
     assert {n: s for n, s in made(outputs).items() if n.endswith("prior.safetensors")} == priors
     summary = json.loads((outputs / "reproduce" / "summary.json").read_text())
     assert {curve["rank"] for curve in summary["curves"]} == {0, 1, 2}
+    assert seen[0] == {0, 1} and {0, 1, 2} in seen[:-1]  # the report is written as results come, not only at the end
+
+
+def test_a_cut_run_of_two_workers_continues(outputs: Path, tmp_path: Path) -> None:
+    words = ["experiment=mini/reproduce", "name=cut", *SMALL[:-2], "trainer.workers=2", "trainer.threads=1"]
+    words += ["methods=[lora,meta_lora]", "iterations=[1,40]", "headline.target_iterations=40"]
+    command = [sys.executable, "-m", "metalora", "reproduce", *words]
+    folder = outputs / "cut"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "err").open("w") as err:
+        run = subprocess.Popen(command, stderr=err, env=environment)
+        while not list(folder.glob("personalize/*/*/lora-000001.safetensors")):  # Stage 2 has begun
+            assert run.poll() is None, (tmp_path / "err").read_text()
+            time.sleep(0.05)
+        run.terminate()
+        assert run.wait(timeout=120) == 143
+    assert "the same command continues" in (tmp_path / "err").read_text()
+    assert not list(folder.glob("personalize/lora-*/*/lora-000040.safetensors"))
+    there = made(folder)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {name: stamp for name, stamp in made(folder).items() if name in there} == there
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {(c["method"], c["iterations"]) for c in summary["curves"]} >= {("lora", 40), ("meta_lora", 40)}
 
 
 def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = sorted((outputs / "data" / "mini_phd" / "ffhq" / "woman").glob("*.png"))[0]
     prior = next((outputs / "reproduce" / "meta-train").glob("woman-*/prior.safetensors"))
-    out = outputs / "mine"
-    main(["personalize", f"image={photo}", "class_noun=woman", f"prior={prior}", f"out={out}", *SMALL[:8]])
-    lora = out / photo.stem / "lora-000002.safetensors"
+    out, name = outputs / "mine", f"ffhq-woman-{photo.stem}"  # what the benchmark calls her
+    me = [f"image={photo}", "class_noun=woman", f"identity={name}", f"prior={prior}"]
+    main(["personalize", *me, f"out={out}", *SMALL[:8]])
+    lora = out / name / "lora-000002.safetensors"
     assert lora.is_file()
-    main(["generate", f"lora={lora}", "prompt=a photo of a woman on a beach", "sampling.steps=1", f"out={out}/images"])
-    lines = (out / "images" / "manifest.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["method"] == "meta_lora"
-    assert (out / "images" / json.loads(lines[0])["file"]).is_file()
+    prompt = "a pencil drawing of a woman smiling, facing the camera"
+    main(["generate", f"lora={lora}", f"prompt={prompt}", "sampling.steps=1", f"out={out}/images"])
+    (line,) = (out / "images" / "manifest.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert (record["method"], record["prompt"], record["prompt_id"]) == ("meta_lora", prompt, "style-01")
+    assert (out / "images" / record["file"]).is_file()
     main(["export", f"lora={lora}", "dtype=bfloat16"])
     assert lora.with_name("lora-000002-bfloat16.safetensors").stat().st_size < lora.stat().st_size
-    main(
-        [
-            "generate",
-            "prompt=a pencil drawing of a woman smiling, facing the camera",
-            "sampling.steps=1",
-            f"out={out}/b",
-        ]
-    )
-    assert json.loads((out / "b" / "manifest.jsonl").read_text())["prompt_id"] == "style-01"  # so it can be scored
-    images = next((outputs / "reproduce" / "generate").glob("lora-r1-woman-*"))
-    main(["evaluate", f"images={images}", f"out={out}/scores"])
-    assert (out / "scores" / "scores.parquet").is_file()
+    main(["evaluate", f"images={out / 'images'}", f"out={out}/scores"])
+    scores = read_scores([out / "scores" / "scores.parquet"])
+    row = scores[scores["method"] == "meta_lora"].iloc[0]
+    assert row["identity"] == name and abs(row["clip_t"]) < 1  # and no NaN
     main(["report", f"scores={outputs / 'reproduce'}"])
     assert "report:" in capsys.readouterr().out
+    before = lora.read_bytes()
+    with pytest.raises(SystemExit):  # the same folder under another configuration
+        main(["personalize", *me, f"out={out}", *SMALL[:8], "learning_rate=1e-4"])
+    assert "key: learning_rate" in capsys.readouterr().err and lora.read_bytes() == before
+
+
+def test_images_of_another_program_are_scored_from_their_list_alone(outputs: Path, tmp_path: Path) -> None:
+    """A baseline without LoRAs: a folder of pictures and a manifest.jsonl, nothing else of ours."""
+    made = next((outputs / "reproduce" / "generate").glob("lora-r1-woman-*"))
+    records = [json.loads(line) for line in (made / "manifest.jsonl").read_text().splitlines()]
+    foreign = tmp_path / "foreign"
+    shutil.copytree(made / "images", foreign / "images")
+    lines = [json.dumps(r | {"method": "pulid", "lora": "", "lora_sha256": ""}) for r in records]
+    (foreign / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    base = next((outputs / "reproduce" / "generate").glob("base-woman-*"))
+    main(["evaluate", f"images={foreign}", f"base_images={base}", f"out={tmp_path}/foreign_scores"])
+    main(["evaluate", f"images={made}", f"base_images={base}", f"out={tmp_path}/scores"])
+    columns = ["identity", "prompt_id", "iterations", "seed", "clip_t", "clip_i", "face_sim", "r_face_sim"]
+    one, other = (read_scores([tmp_path / name / "scores.parquet"]) for name in ("foreign_scores", "scores"))
+    one, other = one[one["method"] == "pulid"], other[other["method"] == "lora"]
+    assert len(one) == len(records)
+    assert_frame_equal(one[columns].reset_index(drop=True), other[columns].reset_index(drop=True))
+
+
+def test_a_prior_that_is_given_needs_no_stage_1(outputs: Path) -> None:
+    prior = next((outputs / "reproduce" / "meta-train").glob("woman-*/prior.safetensors"))
+    words = ["name=given", *SMALL, "methods=meta_lora", "classes=woman", f"priors.woman={prior}"]
+    main(["reproduce", "experiment=mini/reproduce", *words])
+    folder = outputs / "given"
+    assert not (folder / "meta-train").exists()
+    (lora,) = (folder / "personalize").glob("meta_lora-*/manifest.json")
+    assert json.loads(lora.read_text())["parents"] == {"prior": file_sha256(prior)}
+    assert newest_study(folder) != newest_study(outputs / "reproduce")  # another study, equal priors or not
+    before = made(folder)
+    main(["reproduce", "experiment=mini/reproduce", *words])
+    assert made(folder) == before
 
 
 def test_a_directory_of_flux_weights_and_a_photo_are_enough(outputs: Path) -> None:
@@ -128,17 +229,54 @@ def test_a_directory_of_flux_weights_and_a_photo_are_enough(outputs: Path) -> No
     assert image["method"] == "lora_aug" and (out / "images" / image["file"]).is_file()
 
 
+@pytest.fixture(scope="module")
+def bad_input(outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos and files that cannot be used, each in its own way."""
+    folder = tmp_path_factory.mktemp("bad")
+    photo = sorted((outputs / "data" / "mini_phd" / "ffhq" / "woman").glob("*.png"))[0]
+    face = Image.open(photo).convert("RGB")
+    Image.new("RGB", (160, 160)).save(folder / "black.png")
+    two = Image.new("RGB", (2 * face.width, face.height))
+    two.paste(face, (0, 0))
+    two.paste(face, (face.width, 0))
+    two.save(folder / "two.png")
+    (folder / "cut.png").write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+    (folder / "empty.png").touch()
+    (folder / "words.png").write_text("a photo of me")
+    (folder / "people" / "ann").mkdir(parents=True)
+    shutil.copy(photo, folder / "people" / "ann")
+    (folder / "people" / "nobody").mkdir()
+    prior = load_prior(next((outputs / "reproduce" / "meta-train").glob("woman-*/prior.safetensors")))
+    tensors = {f"{name}.meta_down.weight": tensor for name, tensor in prior.meta_down.items()}
+    save_file(tensors, folder / "other.safetensors", metadata=prior.metadata | {"backbone_fingerprint": "another"})
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["personalize", "image=nobody.jpg", "class_noun=woman", "method=lora_aug"], "nobody.jpg"),
         (["personalize", "class_noun=woman"], "key: image"),
         (["meta-train", "backbone=flux_dev", "backbone.path={photo}"], "key: people.root"),
+        (["reproduce", "priors.woman=nothing.safetensors"], "key: priors.woman"),
         (["personalize", "image={photo}", "class_noun=woman"], "prior"),
         (["personalize", "image={photo}", "class_noun=woman", "prior={photo}"], "prior"),
         (["personalize", "image={photo}", "class_noun=woman", "prior={prior}", "meta_rank=8"], "meta_rank"),
         (["personalize", "image={photo}", "class_noun=woman", "prior={prior}", "meta_rank=4", "rank=5"], "rank"),
-        (["personalize", "image={photo}", "class_noun=woman", "method=lora_aug", "iterations=0"], "iterations"),
+        (["personalize", "image={photo}", "class_noun=woman", "method=lora_aug", "iterations=0"], "key: iterations"),
+        (["personalize", "image={photo}", "class_noun=woman", "method=lora_aug", "iterations=few"], "key: iterations"),
+        (["personalize", "image={photo}", "class_noun=woman", "prior=nothing.safetensors"], "key: prior"),
+        (["personalize", "image={photo}", "class_noun=man", "prior={prior}", "meta_rank=4"], "key: prior, class_noun"),
+        (["personalize", "image={photo}", "class_noun=woman", "identity=a/b", "method=lora"], "key: identity"),
+        (["personalize", "image={bad}/black.png", "class_noun=woman", "method=lora_aug"], "no face found in"),
+        (["personalize", "image={bad}/two.png", "class_noun=woman", "method=lora_aug"], "2 faces"),
+        (["personalize", "image={bad}/cut.png", "class_noun=woman", "method=lora_aug"], "cut.png"),
+        (["personalize", "image={bad}/empty.png", "class_noun=woman", "method=lora_aug"], "empty.png"),
+        (["personalize", "image={bad}/words.png", "class_noun=woman", "method=lora_aug"], "words.png"),
+        (["personalize", "image={bad}/people", "class_noun=woman", "method=lora_aug"], "nobody"),
+        (["personalize", "image={photo}", "class_noun=woman", "prior={bad}/other.safetensors", "meta_rank=4"], "prior"),
+        (["generate", "seeds=[a]"], "key: seeds"),
+        (["generate", "sampling.size=64"], "key: sampling.size"),
         (["generate", "lora={prior}"], "lora"),
         (["generate", "sampling.size=[60,60]"], "sampling.size"),
         (["evaluate", "images={photo}"], "images"),
@@ -152,10 +290,11 @@ def test_a_directory_of_flux_weights_and_a_photo_are_enough(outputs: Path) -> No
     ],
 )
 def test_bad_input_is_one_line_with_its_key(
-    outputs: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    outputs: Path, bad_input: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = made(outputs)
     fill = {
+        "bad": bad_input,
         "photo": sorted((outputs / "data" / "mini_phd" / "ffhq" / "woman").glob("*.png"))[0],
         "prior": next((outputs / "reproduce" / "meta-train").glob("woman-*/prior.safetensors")),
     }
@@ -166,3 +305,8 @@ def test_bad_input_is_one_line_with_its_key(
     assert error.startswith("metalora: ")
     assert told in error
     assert made(outputs) == before
+
+
+def test_debug_shows_where(outputs: Path) -> None:
+    with pytest.raises(UserError, match=r"nobody\.jpg"):
+        main(["personalize", "image=nobody.jpg", "class_noun=woman", "method=lora_aug", "debug=true"])

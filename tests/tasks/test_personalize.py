@@ -83,3 +83,14 @@ def test_an_artifact_depends_on_class_nouns_and_on_how_faces_are_found(setting: 
     assert digest({"ann": "woman", "ben": "man"}, face="largest") != told
     setting.values["scorer"] = {"detector": {"threshold": 0.5}}
     assert digest({"ann": "woman", "ben": "man"}, face="only") != told
+
+
+def test_checkpoints_are_no_part_of_a_trajectory(setting: Setting, tmp_path: Path) -> None:
+    """750 iterations continue the 250 that are there: the iterations axis trains each trajectory once."""
+    people = make_people(tmp_path, {"ann": "woman"})
+    choice = {"people": people, "class_noun": "woman", "label": "all", "prior": None}
+    short = artifact_of(setting, **choice)
+    setting.values["iterations"] = [250, 750]
+    assert artifact_of(setting, **choice).folder == short.folder
+    setting.values["learning_rate"] = 2e-3
+    assert artifact_of(setting, **choice).folder != short.folder

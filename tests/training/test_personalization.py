@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from training_runs import before_call, make_people, make_prior, same_file, stage2
 
 from metalora.adapters.artifacts import load_lora
@@ -214,3 +215,27 @@ def test_everybody_has_their_own_class_noun(tiny_backbone: FluxBackbone, tmp_pat
     nouns = {"p0": "woman", "p1": "man"}
     result = stage2(tiny_backbone, tmp_path, people=2, iterations=[2], class_nouns=nouns)
     assert {name: load_lora(paths[2]).metadata["class_noun"] for name, paths in result.loras.items()} == nouns
+
+
+class Recorder(Logger):
+    """Keeps whatever a logger would send away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Any] = []
+
+    name, version = "recorder", "0"
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        self.sent.append(params)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.sent.append(metrics)
+
+
+def test_a_logger_is_sent_numbers_and_no_names(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+    recorder = Recorder()
+    stage2(tiny_backbone, tmp_path, people=2, iterations=[2], logger=recorder, log_every=1)
+    assert recorder.sent
+    values = [value for sent in recorder.sent for value in sent.values()]
+    assert values and all(isinstance(value, int | float) for value in values)

@@ -1,0 +1,39 @@
+"""The composed configuration as tasks see it: what is missing or of the wrong kind is one line with its key."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from metalora.core.errors import UserError
+from metalora.tasks.setting import Setting
+
+
+def test_a_missing_value_matters_only_to_who_asks_for_it() -> None:
+    setting = Setting({"people": {"root": "???", "count": 3}, "rank": 1})
+    assert setting["rank"] == 1 and setting["people.count"] == 3
+    for key in ("people", "people.root"):
+        with pytest.raises(UserError, match=r"missing.*people\.root=VALUE.*key: people\.root"):
+            setting[key]
+
+
+@pytest.mark.parametrize(("given", "numbers"), [(375, (375,)), ([250, 375], (250, 375)), ([0], (0,))])
+def test_one_number_is_as_good_as_a_list(given: Any, numbers: tuple[int, ...]) -> None:
+    assert Setting({"seeds": given}).numbers("seeds", least=0) == numbers
+
+
+@pytest.mark.parametrize("given", [[], "few", [1, "a"], [0], 1.5, True, None, [1, 2, 3]])
+def test_what_is_no_whole_number_is_refused_by_its_key(given: Any) -> None:
+    with pytest.raises(UserError, match="key: size"):
+        Setting({"size": given}).numbers("size", least=1, count=2)
+
+
+def test_checkpoints_come_in_order_and_once() -> None:
+    assert Setting({"iterations": [375, 250, 375]}).iterations == (250, 375)
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    setting = Setting({"trainer": {"device": "cuda"}, "backbone": {"_target_": "never.Reached"}})
+    with pytest.raises(UserError, match=r"no GPU.*key: trainer\.device"):
+        _ = setting.backbone

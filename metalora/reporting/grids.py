@@ -239,7 +239,7 @@ def compose(grid: Grid) -> Image.Image:
         )
         for column, tile in enumerate(row.tiles):
             left = _ROW_LABEL + column * step_x
-            if tile.file is None:
+            if tile.file is None or not tile.file.is_file():  # scores may outlive the pictures
                 if row is not grid.photos:  # a missing image is a gap, a person has as many photos as they have
                     pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=_PALE)
                 continue

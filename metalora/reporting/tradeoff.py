@@ -10,6 +10,9 @@ from metalora.evaluation.curves import Cell
 from metalora.reporting import look
 from metalora.reporting.study import METHODS, Study
 
+WHOLE = "lora"
+"""The method that trains on the whole photo."""
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 def draw_tradeoff(study: Study, *, folder: Path) -> look.Picture | None:
     """One panel per class: every cell, a polynomial per method, the untouched base, ceilings and floor.
 
-    None while no cell has both scores.
+    Below it the same closer up, without LoRA on the whole photo, whose CLIP-T may fall so far that the others become
+    one spot. None while no cell has both scores.
     """
     from matplotlib.figure import Figure
 
@@ -26,15 +30,24 @@ def draw_tradeoff(study: Study, *, folder: Path) -> look.Picture | None:
     points = {class_noun: _points(study, class_noun) for class_noun in panels}
     if not any(points.values()):
         return None
+    close = {class_noun: [c for c in points[class_noun] if c.key.method != WHOLE] for class_noun in panels}
+    rows = 2 if any(close.values()) and close != points else 1
     with look.style():
-        figure = Figure(figsize=(3.9 * len(panels) + 0.4, 4.3))
-        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for ax, class_noun in zip(axes, panels, strict=True):
-            _panel(ax, study, points[class_noun], class_noun=class_noun)
-        axes[0].set_ylabel("R-FaceSim (%)")
+        figure = Figure(figsize=(3.9 * len(panels) + 0.4, 0.9 + 3.4 * rows))
+        axes = figure.subplots(rows, len(panels), squeeze=False, sharey="row")
+        for column, class_noun in enumerate(panels):
+            _panel(axes[0][column], study, points[class_noun])
+            _context(axes[0][column], study, points[class_noun], class_noun=class_noun)
+            axes[0][column].set_title(look.CLASSES.get(class_noun, class_noun))
+            if rows == 2:
+                _panel(axes[1][column], study, close[class_noun])
+                axes[1][column].set_title("closer up, without LoRA on the whole photo", fontsize=9, weight="normal")
+            axes[-1][column].set_xlabel("CLIP-T (%)")
+        for row in axes:
+            row[0].set_ylabel("R-FaceSim (%)")
         _legend(figure, study)
         figure.suptitle(f"Identity against prompt following: {study.world}", x=0.01, ha="left", fontsize=11)
-        figure.tight_layout(rect=(0, 0.1, 1, 1))
+        figure.tight_layout(rect=(0, 0.43 / (0.9 + 3.4 * rows), 1, 1))
         return look.save(figure, folder, "tradeoff")
 
 
@@ -43,9 +56,7 @@ def _points(study: Study, class_noun: str) -> list[Cell]:
     return [c for c in found if np.isfinite([c.scores["clip_t"].mean, c.scores["r_face_sim"].mean]).all()]
 
 
-def _panel(ax: "Axes", study: Study, points: list[Cell], *, class_noun: str) -> None:
-    ax.set_title(look.CLASSES.get(class_noun, class_noun))
-    ax.set_xlabel("CLIP-T (%)")
+def _panel(ax: "Axes", study: Study, points: list[Cell]) -> None:
     for method in METHODS:
         of_method = [cell for cell in points if cell.key.method == method]
         if not of_method:
@@ -71,7 +82,6 @@ def _panel(ax: "Axes", study: Study, points: list[Cell], *, class_noun: str) -> 
         if len(study.ranks) == 1:
             _intervals(ax, of_method, colour=colour)
     _operating_points(ax, study, points)
-    _context(ax, study, points, class_noun=class_noun)
 
 
 def _xy(cells: list[Cell]) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +176,8 @@ def _legend(figure: "Figure", study: Study) -> None:
     points = [f"{look.label(key.method)} {key.iterations}" for key in study.operating_points]
     ring.set_label(f"what the paper's tables compare: {', '.join(points)} iterations")
     place = {"loc": "lower left", "columnspacing": 1.4}
-    figure.legend(handles=[*handles, ring], ncols=len(handles) + 1, bbox_to_anchor=(0.01, 0.05), **place)
+    height = figure.get_figheight()
+    figure.legend(handles=[*handles, ring], ncols=len(handles) + 1, bbox_to_anchor=(0.01, 0.22 / height), **place)
     if len(study.ranks) > 1:
         ranks = [dot(f"rank {rank}", colour="#666666", shape=look.marker(rank)) for rank in study.ranks]
         figure.legend(handles=ranks, ncols=len(ranks), bbox_to_anchor=(0.01, 0.0), **place)

@@ -145,13 +145,14 @@ def test_a_class_that_is_ahead_is_reported_alone(tmp_path):
 def test_a_grid_shows_its_pictures_and_leaves_gaps_pale(tmp_path):
     Image.new("RGB", (64, 64), (200, 10, 10)).save(tmp_path / "red.png")
     Image.new("RGB", (30, 60), (10, 10, 200)).save(tmp_path / "blue.png")
-    row = Row("a very long identity name that has no end", "#d55e00", (Tile(tmp_path / "red.png", "42"), Tile(None)))
+    tiles = (Tile(tmp_path / "red.png", "42"), Tile(None), Tile(tmp_path / "gone.png"))
+    row = Row("a very long identity name that has no end", "#d55e00", tiles)
     photos = Row("photos", "#222222", (Tile(tmp_path / "blue.png"), Tile(None)))
-    sheet = np.asarray(compose(Grid("g", "t", ("a prompt " * 30, "b"), (row,), photos=photos)))
+    sheet = np.asarray(compose(Grid("g", "t", ("a prompt " * 30, "b", "c"), (row,), photos=photos)))
     red = (sheet == (200, 10, 10)).all(axis=-1)
     assert red.sum() == TILE * TILE
     assert (sheet == (10, 10, 200)).all(axis=-1).sum() == TILE * TILE // 2
-    assert (sheet == (245, 245, 245)).all(axis=-1).sum() == TILE * TILE
+    assert (sheet == (245, 245, 245)).all(axis=-1).sum() == 2 * TILE * TILE
     blue = (sheet == (10, 10, 200)).all(axis=-1)
     assert blue.any(axis=1).nonzero()[0].max() < red.any(axis=1).nonzero()[0].min()
 

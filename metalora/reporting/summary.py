@@ -144,7 +144,7 @@ def headline(summary: dict[str, Any]) -> str:
         if steps["ratio"] <= 1:
             return f"{reach} {n:.0f} iterations: not fewer ({steps['ratio']:.2f} times)."
         low, high = steps["ratio_ci95"]
-        interval = f"95% interval over people {low or 0:.2f} to {high:.2f}"
+        interval = f"95% interval over people: {f'{low:.2f}' if low else 'never'} to {high:.2f}"
         return f"{reach} {n:.0f} iterations: {steps['ratio']:.2f} times fewer ({interval})."
     last = steps["last_checkpoint"]
     if plain[method] is not None:

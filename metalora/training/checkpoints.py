@@ -142,11 +142,10 @@ class StateKeeper(Checkpoint):
         end: iteration count at which the run is complete.
         seconds: save when this much time has passed since the last save.
         every: save at multiples of this many iterations as well.
-        kept: iterations of the state that is in `path` already; nothing earlier replaces it.
     """
 
-    def __init__(self, path: Path, *, end: int, seconds: float, every: int | None = None, kept: int = 0) -> None:
-        self.path, self.end, self.seconds, self.every, self.kept = path, end, seconds, every, kept
+    def __init__(self, path: Path, *, end: int, seconds: float, every: int | None = None) -> None:
+        self.path, self.end, self.seconds, self.every = path, end, seconds, every
         self.interrupted = False
         self._saved_at = time.monotonic()
         self._previous: Any = None
@@ -168,7 +167,7 @@ class StateKeeper(Checkpoint):
         done = batch.iteration + 1
         stop = self.interrupted or trainer.received_sigterm
         late = time.monotonic() - self._saved_at >= self.seconds
-        if (stop or late or done == self.end or (self.every and done % self.every == 0)) and done > self.kept:
+        if stop or late or done == self.end or (self.every and done % self.every == 0):
             trainer.save_checkpoint(self.path)
             self._saved_at = time.monotonic()
         if stop:

@@ -192,13 +192,7 @@ def run_meta_training(
             fit(
                 MetaTraining(backbone, bank, recipe=recipe, configuration=configuration),
                 IdentityDataModule(people, sampler=sampler, texts=texts, seed=seed),
-                keeper=StateKeeper(
-                    out / STATE,
-                    end=q_total,
-                    seconds=checkpoint_seconds,
-                    every=checkpoint_every,
-                    kept=state.iterations if state else 0,
-                ),
+                keeper=StateKeeper(out / STATE, end=q_total, seconds=checkpoint_seconds, every=checkpoint_every),
                 callbacks=hooks,
                 resume=state is not None and state.iterations < min(missing),
                 device=device,

@@ -18,7 +18,7 @@ from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, Tra
 from metalora.core.errors import UserError
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
-from metalora.training.checkpoints import Exporter, SavedState, StateKeeper, clear_leftovers, read_state, writing
+from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, tensors_hash, to_metadata
 from metalora.training.monitor import Metrics, Progress, ProgressReport, due
@@ -162,7 +162,6 @@ def run_personalization(
             if prior is not None:
                 bank.load_meta_down(prior.meta_down)
             write_roster(cohort, configurations)
-            state = read_state(cohort.folder / STATE)
             _train(
                 backbone,
                 bank,
@@ -175,13 +174,8 @@ def run_personalization(
                 texts=texts or _embed(backbone, people),
                 header={**(metadata or {}), "method": method, "rank": str(rank), "backbone": backbone.name},
                 class_nouns=class_nouns or {},
-                state=state,
                 keeper=StateKeeper(
-                    cohort.folder / STATE,
-                    end=max(cohort.missing),
-                    seconds=checkpoint_seconds,
-                    every=checkpoint_every,
-                    kept=state.iterations if state else 0,
+                    cohort.folder / STATE, end=max(cohort.missing), seconds=checkpoint_seconds, every=checkpoint_every
                 ),
                 device=device,
                 logger=logger,
@@ -207,7 +201,6 @@ def _train(
     texts: Mapping[str, TextEmbedding],
     header: Mapping[str, str],
     class_nouns: Mapping[str, str],
-    state: SavedState | None,
     keeper: StateKeeper,
     device: str,
     logger: Logger | None,
@@ -227,6 +220,7 @@ def _train(
             with writing(path):
                 save_lora(path, bank.collapsed(identity, metadata=metadata))
 
+    state = read_state(keeper.path)
     injection = inject(backbone.transformer, bank)
     try:
         fit(
@@ -243,7 +237,7 @@ def _train(
                 Metrics(cohort.folder / "metrics.csv", columns=("train/grad_norm_rows",)),
                 Exporter(cohort.missing, export),
             ],
-            # A state beyond a LoRA that is missing cannot make it: its iterations are done again, the state stays.
+            # A state beyond a LoRA that is missing is of no use: that LoRA's iterations are done again.
             resume=state is not None and state.iterations < min(cohort.missing),
             device=device,
             logger=logger,

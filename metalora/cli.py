@@ -47,8 +47,9 @@ def quoted(word: str) -> str:
     """
     key, _, value = word.partition("=")
     number = re.fullmatch(r"[+-]?[\d_.]+(e[+-]?\d+)?|[+-]?(inf|nan)|true|false", value, re.IGNORECASE)
-    plain = re.fullmatch(r"[\w /.:@%*?|+-]*", value) and not number
-    if key not in FREE_TEXT or plain or value.startswith(("[", "'", '"')) or "${" in value:
+    plain = re.fullmatch(r"[\w /.:@%*?|+-]*", value, re.ASCII) and not number
+    given = value[:1] + value[-1:] in ("[]", "''", '""')  # a list, or quoted
+    if key not in FREE_TEXT or plain or given or "${" in value:
         return word
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
     return f"{key}='{escaped}'"

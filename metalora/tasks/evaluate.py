@@ -60,7 +60,8 @@ def evaluate(
         "benchmark": {key: chosen[key] for key in ("name", "face_part", "clip_part")},
         "scorer": scorer_fingerprint(setting["scorer"]),
     }
-    parents = {folder.name: _hash(folder) for folder in images}
+    alike = len({folder.name for folder in images}) < len(images)
+    parents = {str(folder) if alike else folder.name: _hash(folder) for folder in images}
     artifact = Artifact(setting.folder("evaluate", label, Artifact(Path(), config, parents).hash), config, parents)
     scores = artifact.folder / "scores.parquet"
     if artifact.complete and scores.is_file():
@@ -89,10 +90,11 @@ def _hash(folder: Path) -> str:
         raise UserError(
             f"there is no folder {folder}", expected=f"a folder of images with a {FILE_NAME}", key="images, base_images"
         )
-    if (folder / MANIFEST).is_file():
-        return stored_hash(folder)
+    records = read_manifest(folder)
+    if (folder / MANIFEST).is_file() or any(record.lora_sha256 for record in records):
+        return stored_hash(folder)  # images from LoRAs are this program's own: unfinished ones are refused
     digest = hashlib.sha256()
-    for path in [folder / FILE_NAME, *(folder / record.file for record in read_manifest(folder))]:
+    for path in [folder / FILE_NAME, *(folder / record.file for record in records)]:
         if path.is_file():  # scoring tells which image is gone
             digest.update(path.read_bytes())
     return digest.hexdigest()[:10]

@@ -20,8 +20,16 @@ def training_logger(setting: Setting, *, name: str, folder: Path) -> Any:
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        # The command line, the console and the repository would tell file names, hence people's.
-        silent = wandb.Settings(x_disable_meta=True, console="off", disable_git=True, disable_code=True)
+        # The command line, the console and the repository would tell file names, hence people's; a host, its owner's.
+        silent = wandb.Settings(
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+            host="-",
+            console="off",
+            disable_git=True,
+            disable_code=True,
+        )
         folder.mkdir(parents=True, exist_ok=True)
         mode = setting["logger.mode"]
         return WandbLogger(

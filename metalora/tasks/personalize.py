@@ -49,7 +49,7 @@ def _named(people: Sequence[PersonFolder], identity: str | None) -> Sequence[Per
     """One person under another name: the name becomes a folder's and goes into the LoRA's header."""
     if identity is None:
         return people
-    if len(people) != 1 or not identity or Path(identity).name != identity:
+    if len(people) != 1 or identity in ("", "..") or Path(identity).name != identity:
         raise UserError(
             "cannot name this person so",
             expected="one person, and a name that a folder can have",

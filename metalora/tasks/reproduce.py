@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from metalora.adapters.artifacts import require_prior
+from metalora.adapters.artifacts import load_prior, require_prior
 from metalora.core.atomic import write_json
 from metalora.core.contracts import METHODS
 from metalora.core.errors import UserError
@@ -107,15 +107,15 @@ class _Done:
 
 def _prepare(setting: Setting, *, progress: Progress) -> None:
     """Render what is missing; the manifest tells what it cost."""
-    sets = {key: setting[key]["root"] for key in ("benchmark", "people")}
+    meta = setting["classes"] if "meta_lora" in setting["methods"] else []
+    stage1 = [noun for noun in meta if not setting["priors"].get(noun)]
+    sets = {key: setting[f"{key}.root"] for key in (["benchmark", "people"] if stage1 else ["benchmark"])}
     config = {"task": "prepare", "classes": setting["classes"], "methods": setting["methods"], **sets}
     artifact = Artifact(setting.folder("prepare", setting["benchmark.name"], Artifact(Path(), config).hash), config)
     artifact.begin()
     ensure_benchmark(setting, progress=progress)
-    if "meta_lora" in setting["methods"]:
-        for class_noun in setting["classes"]:
-            if not setting["priors"].get(class_noun):
-                ensure_stage1(setting, class_noun=class_noun, progress=progress)
+    for class_noun in stage1:
+        ensure_stage1(setting, class_noun=class_noun, progress=progress)
     if not artifact.complete:
         artifact.finish()
 
@@ -247,11 +247,25 @@ def _check(setting: Setting) -> None:
         raise UserError("unknown method", expected=", ".join(METHODS), got=", ".join(map(str, unknown)), key="methods")
     for noun, path in setting["priors"].items():
         if path:
-            require_prior(Path(path), key=f"priors.{noun}")
+            _check_prior(Path(path), class_noun=noun, meta_rank=setting["meta_rank"])
     if "meta_lora" in setting["methods"] and setting["rank"] > setting["meta_rank"]:
         raise UserError(
             "the rank is larger than Meta-Down's",
             expected=f"rank of at most meta_rank = {setting['meta_rank']}",
             got=str(setting["rank"]),
             key="rank",
+        )
+
+
+def _check_prior(path: Path, *, class_noun: str, meta_rank: int) -> None:
+    """What can be told without the base model, before any work is begun."""
+    require_prior(path, key=f"priors.{class_noun}")
+    prior = load_prior(path)
+    got = (prior.metadata.get("class_noun", class_noun), prior.meta_rank)
+    if got != (class_noun, meta_rank):
+        raise UserError(
+            f"{path} is not the prior needed",
+            expected=f"one of class {class_noun} with meta_rank {meta_rank}",
+            got=f"class {got[0]}, meta_rank {got[1]}",
+            key=f"priors.{class_noun}, meta_rank",
         )

@@ -45,7 +45,7 @@ def _values(setting: Setting) -> dict[str, Any]:
         | {
             "backbone": setting.backbone_key,
             "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
-            "people": {key: setting["people"][key] for key in ("kind", "count", "photos")},
+            "people": {key: setting[f"people.{key}"] for key in ("kind", "count", "photos")},
             "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
             "scorer": scorer_fingerprint(setting["scorer"]),
             "benchmark": setting["benchmark.name"],

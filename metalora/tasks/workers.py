@@ -12,11 +12,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-from metalora.core.errors import TERMINATED
+from metalora.core.errors import TERMINATED, UserError
 from metalora.core.memory import keep_freed_memory
 from metalora.tasks.progress import Board, Progress
 
@@ -76,7 +77,12 @@ def _run_in_worker(job: Job) -> Any:
         with contextlib.suppress(Exception):  # a lost progress message must not end a training
             _QUEUE.put_nowait((job.name, stage, done, total))
 
-    return job.function(*job.arguments, progress=report)
+    try:
+        return job.function(*job.arguments, progress=report)
+    except SystemExit as stop:  # asked to end, and what was trained is saved: waiting for another job could be for ever
+        if stop.code == TERMINATED:
+            os._exit(TERMINATED)
+        raise
 
 
 @contextlib.contextmanager
@@ -162,6 +168,13 @@ def run_jobs(
             for future in ended:
                 job = running.pop(future)
                 error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    error = UserError(
+                        f"a worker was killed while it ran {job.name!r}",
+                        expected="memory for this many workers; what is finished is kept, run the command again",
+                        got=str(workers),
+                        key="trainer.workers",
+                    )
                 if error is not None:
                     failure = failure or error
                     continue

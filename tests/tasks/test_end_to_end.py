@@ -140,15 +140,20 @@ def test_a_cut_run_of_two_workers_continues(outputs: Path, tmp_path: Path) -> No
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "err").open("w") as err:
         run = subprocess.Popen(command, stderr=err, env=environment)
-        while not list(folder.glob("personalize/*/*/lora-000001.safetensors")):  # Stage 2 has begun
-            assert run.poll() is None, (tmp_path / "err").read_text()
-            time.sleep(0.05)
-        run.terminate()
-        assert run.wait(timeout=120) == 143
+        try:
+            end = time.monotonic() + 300
+            while not list(folder.glob("personalize/*/*/lora-000001.safetensors")):  # Stage 2 has begun
+                assert run.poll() is None and time.monotonic() < end, (tmp_path / "err").read_text()
+                time.sleep(0.05)
+            run.terminate()
+            assert run.wait(timeout=120) == 143
+        finally:
+            run.kill()
+            run.wait()
     assert "the same command continues" in (tmp_path / "err").read_text()
     assert not list(folder.glob("personalize/lora-*/*/lora-000040.safetensors"))
     there = made(folder)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert {name: stamp for name, stamp in made(folder).items() if name in there} == there
     summary = json.loads((folder / "summary.json").read_text())
@@ -246,6 +251,8 @@ def bad_input(outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "people" / "ann").mkdir(parents=True)
     shutil.copy(photo, folder / "people" / "ann")
     (folder / "people" / "nobody").mkdir()
+    made = next((outputs / "reproduce" / "generate").glob("lora-r1-woman-*"))
+    shutil.copytree(made, folder / "unfinished", ignore=shutil.ignore_patterns("manifest.json"))
     prior = load_prior(next((outputs / "reproduce" / "meta-train").glob("woman-*/prior.safetensors")))
     tensors = {f"{name}.meta_down.weight": tensor for name, tensor in prior.meta_down.items()}
     save_file(tensors, folder / "other.safetensors", metadata=prior.metadata | {"backbone_fingerprint": "another"})
@@ -259,6 +266,9 @@ def bad_input(outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["personalize", "class_noun=woman"], "key: image"),
         (["meta-train", "backbone=flux_dev", "backbone.path={photo}"], "key: people.root"),
         (["reproduce", "priors.woman=nothing.safetensors"], "key: priors.woman"),
+        (["reproduce", "priors.man={prior}", "meta_rank=4"], "key: priors.man, meta_rank"),
+        (["reproduce", "priors.woman={prior}", "meta_rank=8"], "key: priors.woman, meta_rank"),
+        (["evaluate", "images={unfinished}"], "images"),
         (["personalize", "image={photo}", "class_noun=woman"], "prior"),
         (["personalize", "image={photo}", "class_noun=woman", "prior={photo}"], "prior"),
         (["personalize", "image={photo}", "class_noun=woman", "prior={prior}", "meta_rank=8"], "meta_rank"),
@@ -295,6 +305,7 @@ def test_bad_input_is_one_line_with_its_key(
     before = made(outputs)
     fill = {
         "bad": bad_input,
+        "unfinished": bad_input / "unfinished",
         "photo": sorted((outputs / "data" / "mini_phd" / "ffhq" / "woman").glob("*.png"))[0],
         "prior": next((outputs / "reproduce" / "meta-train").glob("woman-*/prior.safetensors")),
     }

@@ -17,3 +17,4 @@ def test_wandb_is_told_no_command_line_and_no_console(monkeypatch: pytest.Monkey
     assert told["name"] == "lora-r1-abc" and told["group"] == "study" and told["offline"]
     settings = told["settings"]
     assert settings.x_disable_meta and settings.disable_git and settings.disable_code and settings.console == "off"
+    assert settings.x_disable_machine_info and settings.x_disable_stats and settings.host == "-"

@@ -1,6 +1,7 @@
 """Jobs run in the order of their needs, in this process or in several; a failure stops what is new, loses nothing."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metalora.core.errors import UserError
+from metalora.core.errors import TERMINATED, UserError
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 
@@ -63,10 +64,10 @@ def _sleep(folder: str, name: str, *, progress: Progress) -> None:
 PARENT = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_workers import Board, Job, _sleep, run_jobs
+from test_workers import Board, Job, _note, _patient, _sleep, run_jobs
 
 if __name__ == "__main__":
-    jobs = [Job(name, _sleep, ({folder!r}, name)) for name in ("one", "two")]
+    jobs = [Job(name, function, ({folder!r}, name)) for name, function in (("one", {one}), ("two", {two}))]
     with Board(stream=object()) as board:
         run_jobs(jobs, workers=2, threads=1, board=board, finished=print)
 """
@@ -77,10 +78,14 @@ def _descendants(pid: int) -> set[int]:
     return children.union(*(_descendants(child) for child in children))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
+CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children")
+
+
+@pytest.mark.skipif(not CHILDREN.is_file(), reason="this system does not tell a process's children")
 def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    places = {"tests": str(Path(__file__).parent), "folder": str(tmp_path)}
+    script.write_text(PARENT.format(**places, one="_sleep", two="_sleep"))
     parent = subprocess.Popen([sys.executable, str(script)])
     try:
         wait_until(lambda: (tmp_path / "one").exists() and (tmp_path / "two").exists(), seconds=120)
@@ -104,6 +109,38 @@ def wait_until(condition: Callable[[], bool], *, seconds: float) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
+
+
+def _die(*, progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_clear_line() -> None:
+    with pytest.raises(UserError, match=r"killed while it ran 'dies'.*key: trainer\.workers"), Board() as board:
+        run_jobs([Job("dies", _die, ())], workers=2, threads=1, board=board, finished=print)
+
+
+def _patient(folder: str, name: str, *, progress: Progress) -> None:
+    """Like a training: a SIGTERM is heard, the state is saved a moment later."""
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), Path(folder, "saved").touch(), sys.exit(TERMINATED)))
+    _sleep(folder, name, progress=progress)
+
+
+def test_a_sigterm_ends_a_run_that_has_an_idle_worker(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), one="_patient", two="_note")
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    try:
+        wait_until(lambda: (tmp_path / "one").exists() and (tmp_path / "two").exists(), seconds=120)
+        time.sleep(1)  # the worker of "two" waits for another job
+        parent.terminate()
+        assert parent.wait(timeout=60) == TERMINATED
+    finally:
+        parent.kill()
+        parent.wait()
+    assert (tmp_path / "saved").exists()
 
 
 def test_worker_plan() -> None:

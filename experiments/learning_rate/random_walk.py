@@ -3,7 +3,8 @@
     python -m experiments.learning_rate.random_walk [outputs/learning_rate]
 
 AdamW gives every weight a step of about the learning rate. Where the gradient is noise, n such steps add up to
-rate * sqrt(n); where it points one way, to rate * n. A ratio near 1 says that Up mostly holds noise.
+rate * sqrt(n); where it points one way, to rate * n. A ratio near 1 is what noise alone would leave; weight decay and
+rare large gradients can bring it below 1.
 """
 
 import json

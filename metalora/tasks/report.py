@@ -1,5 +1,6 @@
 """`metalora report`: figures, tables, index.html and summary.json from the scores of one study."""
 
+import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 from metalora.evaluation.curves import CellKey
 from metalora.reporting.report import Report, write_report
+from metalora.tasks.artifact import config_hash, git_revision
 from metalora.tasks.setting import Setting
 from metalora.tasks.study import newest_study, runs, used
 
@@ -50,22 +53,39 @@ def facts_of(setting: Setting, *, overrides: Sequence[str]) -> dict[str, str]:
 
 
 def report(
-    folder: Path, *, study: str, headline: dict[str, Any], facts: dict[str, str], wall: float | None = None
+    folder: Path,
+    *,
+    study: str,
+    headline: dict[str, Any],
+    facts: dict[str, str],
+    wall: float | None = None,
+    again: bool = True,
 ) -> Report:
     """Write `folder/report` and `folder/summary.json` from every finished evaluation of a study in `folder`.
 
     Args:
         wall: wall seconds of the study's runs up to now.
+        again: whether to draw even what this revision has drawn from the very same scores already.
     """
     found = used(folder, study)
+    tables = [(path.parent.name, path.stat().st_mtime_ns, path.stat().st_size) for path in found.scores]
+    key = config_hash({"tables": tables, "headline": headline, "study": study, "git": git_revision()})
+    stamp, page, summary = folder / "report" / "made.json", folder / "report" / "index.html", folder / "summary.json"
+    if not again and all(path.is_file() for path in (stamp, page, summary)):
+        made = json.loads(stamp.read_text())
+        if made["key"] == key:
+            return Report(page, json.loads(summary.read_text()), made["headline"], made["text"])
+    stamp.unlink(missing_ok=True)
     memory = ", ".join(f"{stage} {mb / 1024:.1f} GB" for stage, mb in found.peak_memory_mb().items())
-    return write_report(
+    outcome = write_report(
         folder / "report",
         scores=found.scores,
-        summary_path=folder / "summary.json",
+        summary_path=summary,
         world="the mini world: synthetic people, tiny models" if "mini" in found.worlds() else "FLUX.1-dev",
         seconds=found.seconds() | ({} if wall is None else {"wall clock, all runs": round(wall, 1)}),
         facts=facts | ({"peak memory": memory} if memory else {}),
         target=CellKey(headline["target"], headline["target_rank"], headline["target_iterations"]),
         method=headline["method"],
     )
+    write_json(stamp, {"key": key, "headline": outcome.headline, "text": outcome.text})
+    return outcome

@@ -58,7 +58,8 @@ def run(cfg: DictConfig) -> None:
         clock = stack.enter_context(Clock(folder, study, facts, started=started).running())
 
         def refresh() -> Report:
-            return report(folder, study=study, headline=setting["headline"], facts=facts, wall=clock.seconds())
+            wall = clock.seconds()
+            return report(folder, study=study, headline=setting["headline"], facts=facts, wall=wall, again=False)
 
         refreshed = started
 

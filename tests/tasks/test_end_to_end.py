@@ -79,11 +79,17 @@ def test_reproduce_ends_with_a_report_of_every_cell(outputs: Path) -> None:
 
 
 def test_a_second_run_is_served_from_what_is_there(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before, started = made(outputs), time.monotonic()
+    page = outputs / "reproduce" / "report" / "index.html"
+    before, drawn, started = made(outputs), page.stat().st_mtime_ns, time.monotonic()
     main(["reproduce", "experiment=mini/reproduce", *SMALL])
     assert made(outputs) == before
     assert time.monotonic() - started < 60
-    assert "report:" in capsys.readouterr().out
+    served = capsys.readouterr().out
+    assert page.stat().st_mtime_ns == drawn  # not even the report is drawn again
+    (page.parent / "made.json").unlink()
+    main(["reproduce", "experiment=mini/reproduce", *SMALL])
+    assert page.stat().st_mtime_ns > drawn
+    assert capsys.readouterr().out == served and "report:" in served
 
 
 def test_what_is_lost_is_made_again(outputs: Path) -> None:

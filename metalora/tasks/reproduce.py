@@ -108,8 +108,7 @@ class _Done:
 
 def _prepare(setting: Setting, *, progress: Progress) -> None:
     """Render what is missing; the manifest tells what it cost."""
-    meta = setting["classes"] if "meta_lora" in setting["methods"] else []
-    stage1 = [noun for noun in meta if not setting["priors"].get(noun)]
+    stage1 = _stage1_classes(setting)
     sets = {key: setting[f"{key}.root"] for key in (["benchmark", "people"] if stage1 else ["benchmark"])}
     config = {"task": "prepare", "classes": setting["classes"], "methods": setting["methods"], **sets}
     artifact = Artifact(setting.folder("prepare", setting["benchmark.name"], Artifact(Path(), config).hash), config)
@@ -121,16 +120,25 @@ def _prepare(setting: Setting, *, progress: Progress) -> None:
         artifact.finish()
 
 
+def _stage1_classes(setting: Setting) -> list[str]:
+    """The classes whose prior is trained here: Meta-LoRA is to run, and no prior was given."""
+    return [
+        noun for noun in setting["classes"] if "meta_lora" in setting["methods"] and not setting["priors"].get(noun)
+    ]
+
+
 def jobs_of(setting: Setting) -> list[Job]:
     """The jobs of one rank. The base comes first (CLIP-I compares with it), then the priors: most waits for them."""
     values, rank = setting.values, setting["rank"]
     jobs = [Job(f"score base {noun}", score_base, (values, noun), priority=4) for noun in setting["classes"]]
+    stage1 = _stage1_classes(setting)
     for noun in setting["classes"]:
-        stage1 = "meta_lora" in setting["methods"] and not setting["priors"].get(noun)
-        if stage1:
+        if noun in stage1:
             jobs.append(Job(f"meta-train {noun}", _meta_train, (values, noun), priority=3))
         for method in setting["methods"]:
-            needs = [f"score base {noun}"] + ([f"meta-train {noun}"] if stage1 and method == "meta_lora" else [])
+            needs = [f"score base {noun}"] + (
+                [f"meta-train {noun}"] if noun in stage1 and method == "meta_lora" else []
+            )
             name = f"score {method} rank {rank} {noun}"
             jobs.append(Job(name, score_method, (values, method, noun), needs=tuple(needs), priority=2))
     return jobs

@@ -87,7 +87,7 @@ def cell(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> Cell:
 def _rows(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataFrame":
     """A cell's rows; none of "both" while a class of the table lacks the cell."""
     rows = _select(scores, key, class_noun=class_noun)
-    lacking = class_noun == BOTH and set(rows["class_noun"]) != set(scores["class_noun"])
+    lacking = class_noun == BOTH and set(rows["class_noun"].unique()) != set(scores["class_noun"].unique())
     return rows.iloc[:0] if lacking else rows
 
 

@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.managers import SyncManager
@@ -131,10 +131,13 @@ def run_jobs(
     board: Board,
     finished: Callable[[str, Any], None],
 ) -> None:
-    """Run jobs in dependency order; call `finished(name, result)` in the parent after each.
+    """Run jobs in dependency order; call `finished(name, result)` in the parent after each, one call at a time.
 
-    The first exception of a job stops the handing out of new ones and is raised here once the running ones have
-    ended; everything they made stays, so the same command continues.
+    With several workers the calls come from a thread of their own: a worker has its next job at once, however long
+    the caller takes to look at the last one's result.
+
+    The first exception of a job or of `finished` stops the handing out of new jobs and is raised here once the running
+    ones have ended; everything they made stays, so the same command continues.
     """
     if workers <= 1:
         import torch
@@ -152,11 +155,13 @@ def run_jobs(
         manager,
         _terminating_together(),
         _drained(channel, board),
+        ThreadPoolExecutor(1) as teller,
         ProcessPoolExecutor(
             workers, mp_context=context, initializer=_start_worker, initargs=(channel, threads)
         ) as pool,
     ):
         failure: BaseException | None = None
+        told: list[Future[None]] = []
         while waiting or running:
             ready = [job for job in waiting if set(job.needs) <= done] if failure is None else []
             for job in sorted(ready, key=lambda item: -item.priority)[: workers - len(running)]:
@@ -180,9 +185,12 @@ def run_jobs(
                     continue
                 done.add(job.name)
                 board.finish(job.name)
-                finished(job.name, future.result())
+                told.append(teller.submit(finished, job.name, future.result()))
+            failure = failure or next((call.exception() for call in told if call.done() and call.exception()), None)
         if failure is not None:
             raise failure
+        for call in told:
+            call.result()
     assert not waiting, f"jobs wait for jobs that do not exist: {[job.name for job in waiting]}"
 
 

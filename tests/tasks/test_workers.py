@@ -56,6 +56,31 @@ def test_a_failure_reaches_the_caller_and_dependents_do_not_run(tmp_path: Path, 
     assert not (tmp_path / "score").exists()
 
 
+def test_a_slow_caller_keeps_no_worker_waiting(tmp_path: Path) -> None:
+    """The next job is at work while the caller still draws a report of the last one."""
+    jobs = [Job(name, _note, (str(tmp_path), name), priority=-place) for place, name in enumerate(("a", "b", "c", "d"))]
+    seen: list[tuple[str, bool]] = []
+
+    def finished(name: str, result: int) -> None:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "d").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        seen.append((name, (tmp_path / "d").exists()))
+
+    with Board(stream=object()) as board:
+        run_jobs(jobs, workers=2, threads=1, board=board, finished=finished)
+    assert sorted(seen) == [(name, True) for name in ("a", "b", "c", "d")]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_the_caller_raises_reaches_it(tmp_path: Path, workers: int) -> None:
+    def finished(name: str, result: int) -> None:
+        raise UserError("the disk is full", key="out")
+
+    with pytest.raises(UserError, match="the disk is full"), Board(stream=object()) as board:
+        run_jobs(_jobs(tmp_path), workers=workers, threads=1, board=board, finished=finished)
+
+
 def _sleep(folder: str, name: str, *, progress: Progress) -> None:
     Path(folder, name).write_text(str(os.getpid()))
     time.sleep(300)

@@ -12,6 +12,7 @@ from typing import NoReturn
 from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, task_names
 
 EXIT_BAD_INPUT = 2
+PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
 FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
@@ -135,6 +136,9 @@ def _guarded(body: Callable[[], None], *, debug: bool) -> None:
         if debug:
             raise
         _fail(f"configuration: {str(error).splitlines()[0]}; key: {error.full_key}")
+    except BrokenPipeError:  # whoever read the output is gone (`| head`); what was made is whole
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

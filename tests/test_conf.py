@@ -84,3 +84,56 @@ def test_unknown_keys_are_errors() -> None:
 
     with pytest.raises(ConfigCompositionException):
         composed("task=reproduce", "sampling.stepz=3")
+
+
+PAPER = {
+    "stage1_female": {"class_noun": "woman", "stage1.q_total": 50000, "stage1.batch_size": 4, "meta_rank": 128},
+    "stage1_male": {
+        "class_noun": "man",
+        "stage1.q_bucket": 2500,
+        "stage1.q_warmup": 1000,
+        "stage1.uses_per_example": 10,
+    },
+    "stage2": {"iterations": [375], "rank": 1, "batch_size": 1, "learning_rate": 4e-4, "method.name": "meta_lora"},
+    "tradeoff": {
+        "iterations": [250, 375, 500, 625, 750],
+        "protocol.seeds": [0, 1, 2, 3, 4],
+        "sampling.steps": 30,
+        "sampling.guidance": 3.5,
+        "sampling.size": [1024, 1024],
+    },
+    "r1_selection": {
+        "stage1.q_total": 60000,
+        "stage1.prior_every": 10000,
+        "iterations": list(range(125, 1001, 125)),
+        "classes": ["woman"],
+    },
+}
+
+
+def test_every_paper_preset_is_checked() -> None:
+    assert {f"paper/{name}" for name in PAPER} == {name for name in choices("experiment") if name.startswith("paper/")}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_commands_of_paper_presets_compose_to_the_papers_numbers(name: str) -> None:
+    """Each preset's head says the command, the hardware and the hours; the command is composed as it stands there."""
+    head = [line[1:].strip() for line in (conf_dir() / f"experiment/paper/{name}.yaml").read_text().splitlines()]
+    head = head[1 : next(k for k, line in enumerate(head) if line == "efaults:")]
+    assert "Hardware: " in " ".join(head) and "hours" in " ".join(head)
+    commands = [line.split() for line in " ".join(head).replace("\\ ", "").split("metalora ")[1:]]
+    assert commands
+    for words in commands:
+        overrides = list(itertools.takewhile(lambda word: "=" in word, (word for word in words[1:] if word != "-m")))
+        assert words[0] in task_names() and f"experiment=paper/{name}" in overrides
+        single = [override if "[" in override else override.split(",")[0] for override in overrides]
+        cfg = composed(f"task={words[0]}", *(o.replace("meta_rank=R1", "meta_rank=128") for o in single))
+        assert cfg.backbone.name == "flux_dev" and cfg.trainer.device == "cuda"
+        expected = {key: value for key, value in PAPER[name].items() if OmegaConf.select(cfg, key) is not None}
+        assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
+        assert len(expected) == len(PAPER[name]) or words[0] != "reproduce"
+
+
+def test_the_tradeoff_is_the_papers_grid() -> None:
+    preset = OmegaConf.load(conf_dir() / "experiment/paper/tradeoff.yaml")
+    assert preset.hydra.sweeper.params.rank == "1,2,4,8,16"

@@ -20,7 +20,8 @@ import torch
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject, layer_shapes
 from metalora.adapters.optimizer import BankAdamW
-from metalora.backbones.flux import FluxBackbone, load_flux
+from metalora.backbones.backbone import DiffusersBackbone
+from metalora.backbones.flux import load_flux
 from metalora.configuration import PACKAGE
 from metalora.core.contracts import Batch, Sample
 from metalora.core.noise import noise, timestep
@@ -29,7 +30,7 @@ from metalora.training.step import clip_gradients, diffusion_loss
 LATENT = (8, 16, 16)
 
 
-def batch_of(backbone: FluxBackbone, names: list[str], *, iteration: int) -> Batch:
+def batch_of(backbone: DiffusersBackbone, names: list[str], *, iteration: int) -> Batch:
     """One Stage-2 batch: one sample of each person, 64 x 64 pixels."""
     shape = (len(names), *LATENT)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(iteration))
@@ -46,7 +47,7 @@ def batch_of(backbone: FluxBackbone, names: list[str], *, iteration: int) -> Bat
     )
 
 
-def stepper(backbone: FluxBackbone, names: list[str], *, meta_rank: int | None) -> Callable[[int], None]:
+def stepper(backbone: DiffusersBackbone, names: list[str], *, meta_rank: int | None) -> Callable[[int], None]:
     """A function that trains one iteration of these people."""
     bank = AdapterBank(layer_shapes(backbone.target_layers()), identities=names, rank=1, meta_rank=meta_rank, seed=0)
     bank.train_meta_down = False if meta_rank else bank.train_meta_down
@@ -54,7 +55,7 @@ def stepper(backbone: FluxBackbone, names: list[str], *, meta_rank: int | None) 
     batches = [batch_of(backbone, names, iteration=iteration) for iteration in range(4)]
 
     def step(iteration: int) -> None:
-        injection = inject(backbone.transformer, bank)
+        injection = inject(backbone.denoiser, bank)
         diffusion_loss(backbone, bank, batches[iteration % 4], guidance=1.0).total.backward()
         clip_gradients(bank, max_norm=1.0)
         optimizer.step()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from metalora.adapters.bank import AdapterBank
+from metalora.adapters.layouts import from_tensors, to_diffusers, to_kohya
 from metalora.core.atomic import atomic_path
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
@@ -18,7 +19,6 @@ from metalora.core.errors import UserError
 PRIOR_FORMAT = "metalora-prior-1"
 LORA_FORMAT = "metalora-lora-1"
 _META_DOWN = ".meta_down.weight"
-_PREFIX = "transformer."
 
 
 @dataclass(frozen=True)
@@ -122,36 +122,27 @@ def check_prior(prior: Prior, *, backbone_fingerprint: str, meta_rank: int | Non
         )
 
 
-def save_lora(path: Path, lora: LoraFile) -> None:
-    """Write a plain LoRA in the layout that diffusers' `load_lora_weights` reads, atomically."""
-    tensors = {}
-    for name in lora.down:
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = lora.down[name].contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = lora.up[name].contiguous()
+def save_lora(path: Path, lora: LoraFile, *, layout: str = "diffusers") -> None:
+    """Write a plain LoRA, atomically.
+
+    Args:
+        layout: diffusers (what `load_lora_weights` reads, and this project) or kohya (ComfyUI; FLUX and U-Nets).
+
+    Raises:
+        UserError: layers that the layout has no names for.
+    """
+    tensors = {"diffusers": to_diffusers, "kohya": to_kohya}[layout](lora)
     _write(Path(path), tensors, metadata={**lora.metadata, "format": LORA_FORMAT})
 
 
 def load_lora(path: Path) -> LoraFile:
-    """Read a plain LoRA of `save_lora`'s layout.
+    """Read a plain LoRA in either layout, this project's or somebody else's; its scale is folded into Up.
 
     Raises:
         UserError: missing, no whole safetensors file, or another layout.
     """
     tensors, metadata = _read(Path(path), what="LoRA")
-    down = {name: tensor for key, tensor in tensors.items() if (name := _layer(key, ".lora_A.weight"))}
-    up = {name: tensor for key, tensor in tensors.items() if (name := _layer(key, ".lora_B.weight"))}
-    if not down or down.keys() != up.keys() or len(down) + len(up) != len(tensors):
-        raise UserError(
-            f"{path} is not a LoRA of this project",
-            expected="transformer.LAYER.lora_A.weight and .lora_B.weight for every layer",
-            got=", ".join(sorted(tensors)[:2]),
-            key="lora",
-        )
-    return LoraFile(down=down, up=up, metadata=metadata, path=Path(path))
-
-
-def _layer(key: str, suffix: str) -> str:
-    return key[len(_PREFIX) : -len(suffix)] if key.startswith(_PREFIX) and key.endswith(suffix) else ""
+    return replace(from_tensors(tensors, metadata, where=str(path)), path=Path(path))
 
 
 def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+from metalora.core.lora import LayerShape
 
 METHODS = ("meta_lora", "lora_aug", "lora")
 """meta_lora: frozen Meta-Down, trained Mid and Up. lora_aug: plain LoRA on the crops. lora: plain LoRA on the photo."""
@@ -26,6 +29,38 @@ class TextEmbedding:
         """Pick rows, e.g. to give every sample of a batch the caption of its identity."""
         return TextEmbedding(self.tokens_BLD[index_B], self.pooled_BP[index_B])
 
+    def to(self, device: torch.device) -> "TextEmbedding":
+        """The same on another device, without waiting for the copy."""
+        return TextEmbedding(
+            self.tokens_BLD.to(device, non_blocking=True), self.pooled_BP.to(device, non_blocking=True)
+        )
+
+
+class Objective(Protocol):
+    """What a denoiser learned to predict, and at which times: rectified flow, or discrete diffusion."""
+
+    def time_of(self, normal: Tensor) -> Tensor:
+        """A training sample's time in [0, 1], 1 = noise, from a standard normal number."""
+        ...
+
+    def noisy(self, latents_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """What the denoiser sees at time t."""
+        ...
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """What it is to predict."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a backbone's stock pipeline is asked for a batch of images."""
+
+    arguments: dict[str, Any]
+    """Embedded prompts and guidance, for the pipeline's call."""
+    copies: int
+    """How many times the denoiser sees every image in one step: 2 under classifier-free guidance."""
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -39,8 +74,16 @@ class Backbone(Protocol):
     """sha256 over the autoencoder's config and weights; latents belong to it."""
     text_fingerprint: str
     """sha256 over the text encoders' configs and weights; text embeddings belong to it."""
-    transformer: nn.Module
-    """The denoiser. Frozen, eval mode; adapters are injected into its Linear layers."""
+    component: str
+    """What diffusers calls the denoiser: transformer or unet; its folder, and the prefix of a LoRA's layers."""
+    denoiser: nn.Module
+    """Frozen, eval mode; adapters are injected into its Linear layers."""
+    objective: Objective
+    """What the denoiser learned."""
+    needs_empty_prompt: bool
+    """Whether drawing needs the embedding of "" as well (classifier-free guidance)."""
+    device: torch.device
+    """Where the denoiser computes."""
     pixel_multiple: int
     """Image sides must be multiples of this (VAE factor x patch size)."""
 
@@ -53,19 +96,34 @@ class Backbone(Protocol):
         ...
 
     def predict(self, x_t_BCHW: Tensor, *, t_B: Tensor, text: TextEmbedding, guidance: float) -> Tensor:
-        """Velocity (noise - latents) at time t in [0, 1], 1 = noise; same shape as x_t."""
+        """The objective's target as the denoiser sees it at time t in [0, 1], 1 = noise; same shape as x_t."""
         ...
 
+    layer_shapes: dict[str, LayerShape]
+    """Widths of the target layers by dotted name, in module order; known without reading weights."""
+
     def target_layers(self) -> dict[str, nn.Linear]:
-        """Every Linear layer inside the transformer's blocks by dotted name, in module order."""
+        """The Linear layers that carry adapters by dotted name, in module order."""
         ...
 
     def release_encoders(self) -> None:
         """Drop VAE and text encoders from memory (they never share memory with a big transformer)."""
         ...
 
-    def pipeline(self) -> Any:
-        """The stock diffusers pipeline around the very same transformer object, for generation."""
+    def pipeline(self, *, text: bool = True) -> Any:
+        """The stock diffusers pipeline around the very same transformer object, for generation.
+
+        Args:
+            text: with the text encoders; without them, prompts have to come embedded.
+        """
+        ...
+
+    def drawing(self, text: TextEmbedding, *, empty: TextEmbedding | None, guidance: float) -> Drawing:
+        """How that pipeline draws embedded prompts.
+
+        Args:
+            empty: the embedding of "", a single row; needed when `needs_empty_prompt`.
+        """
         ...
 
 
@@ -190,6 +248,12 @@ class GeneratedImage:
     steps: int
     guidance: float
     size: tuple[int, int]
+    strength: float = 1.0
+    """What the LoRA's update was multiplied with."""
+    start_sha256: str = ""
+    """Of the picture (and mask) that the image was drawn over; empty where there is none."""
+    denoise: float = 1.0
+    """Share of the noise that was added to that picture."""
 
 
 @dataclass(frozen=True)
@@ -200,3 +264,5 @@ class LoraFile:
     up: dict[str, Tensor]
     metadata: dict[str, str]
     path: Path | None = None
+    component: str = "transformer"
+    """The model its layers are of: transformer or unet."""

@@ -3,7 +3,34 @@
 Shape legend: B batch, C latent channels, H W latent height and width.
 """
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """The objective of FLUX and its kind; implements `metalora.core.contracts.Objective`.
+
+    Args:
+        mean, std: of the normal number whose sigmoid is the time.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def time_of(self, normal: Tensor) -> Tensor:
+        """Logit-normal time (Esser et al. 2024, section 3.1), in (0, 1)."""
+        return torch.sigmoid(self.mean + self.std * normal)
+
+    def noisy(self, latents_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """The point of the straight path at time t."""
+        return interpolate(latents_BCHW, noise_BCHW, t_B)
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """The path's velocity; the same at every time."""
+        return velocity_target(latents_BCHW, noise_BCHW)
 
 
 def interpolate(latents_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:

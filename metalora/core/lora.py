@@ -71,3 +71,35 @@ def adapter_update(x_BLI: Tensor, *, meta_down_RI: Tensor | None, first_BSX: Ten
             hidden_BLX = x_BLI @ meta_down_RI.to(dtype).mT
     update_BLO = hidden_BLX @ first_BSX.to(dtype).mT @ up_BSO.to(dtype)
     return update_BLO.to(dtype)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The best LoRA of a rank for another one's product."""
+
+    down_SI: Tensor
+    up_OS: Tensor
+    kept: float
+    """Which share of the product's squared Frobenius norm is left, in [0, 1]; 1 where there is no product."""
+
+
+def truncate(down_RI: Tensor, up_OR: Tensor, *, rank: int) -> Truncated:
+    """Up Down at another rank by its singular value decomposition (Eckart and Young): the nearest there is.
+
+    The product [O, I] is never formed: with Up = Q R and Down^T = P T, the singular values are those of R T^T. They go
+    in equal parts into both factors. A rank above the old one gains zeros.
+
+    Returns:
+        factors in the dtype of what was given, of exactly `rank`.
+    """
+    q_OR, r_RR = torch.linalg.qr(up_OR.double())
+    p_IR, t_RR = torch.linalg.qr(down_RI.double().mT)
+    u_RS, s_S, v_SR = torch.linalg.svd(r_RR @ t_RR.mT, full_matrices=False)
+    kept = min(rank, len(s_S))
+    half_S = s_S[:kept].sqrt()
+    up_OS = up_OR.new_zeros(len(up_OR), rank)
+    down_SI = down_RI.new_zeros(rank, down_RI.shape[1])
+    up_OS[:, :kept] = (q_OR @ u_RS[:, :kept] * half_S).to(up_OR.dtype)
+    down_SI[:kept] = (half_S.unsqueeze(1) * (v_SR[:kept] @ p_IR.mT)).to(down_RI.dtype)
+    total = float(s_S.square().sum())
+    return Truncated(down_SI, up_OS, float(s_S[:kept].square().sum()) / total if total else 1.0)

@@ -6,7 +6,7 @@ resume or worker count. So a cohort draws what single runs draw, and a resumed r
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,12 +36,19 @@ def noise(shape: Sequence[int], *, seed: int, identity: str, iteration: int, occ
 
 
 def timestep(
-    *, seed: int, identity: str, iteration: int, occurrence: int, mean: float = 0.0, std: float = 1.0
+    *,
+    seed: int,
+    identity: str,
+    iteration: int,
+    occurrence: int,
+    time_of: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> Tensor:
-    """Logit-normal time of one training sample (Esser et al. 2024, section 3.1): sigmoid(mean + std * normal).
+    """Time of one training sample.
+
+    Args:
+        time_of: makes a time of a standard normal number; logit-normal (Esser et al. 2024, section 3.1) by default.
 
     Returns:
-        float32 scalar on the CPU, t in (0, 1) with 1 = noise.
+        float32 scalar on the CPU, t in [0, 1] with 1 = noise.
     """
-    normal = torch.randn((), generator=generator("timestep", seed, identity, iteration, occurrence))
-    return torch.sigmoid(mean + std * normal)
+    return time_of(torch.randn((), generator=generator("timestep", seed, identity, iteration, occurrence)))

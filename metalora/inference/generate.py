@@ -4,10 +4,11 @@ Noise is keyed by (seed, prompt), so every method and the untouched base start f
 like with like; an image does not depend on its batch mates. Shape legend: B batch, H W pixels.
 """
 
+import inspect
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from torch import Tensor
 
 from metalora.adapters.artifacts import file_sha256, load_lora
 from metalora.adapters.bank import AdapterBank
-from metalora.adapters.inject import eject, inject, layer_shapes
+from metalora.adapters.inject import eject, inject
+from metalora.adapters.transform import scaled
 from metalora.core.atomic import write_bytes
-from metalora.core.contracts import Backbone, GeneratedImage, LoraFile, TextEmbedding
+from metalora.core.contracts import Backbone, Drawing, GeneratedImage, LoraFile, TextEmbedding
+from metalora.core.device import explained
 from metalora.core.errors import UserError
 from metalora.core.manifest import FILE_NAME, read_manifest, to_line, write_manifest
 from metalora.core.noise import generator
+from metalora.inference.start import Start
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,6 +53,17 @@ def image_noise(*, seed: int, prompt_id: str) -> torch.Generator:
     return generator("generate", seed, prompt_id)
 
 
+def check_size(backbone: Backbone, size: tuple[int, int]) -> None:
+    """Raise UserError when the backbone cannot make images of this (height, width)."""
+    if any(side % backbone.pixel_multiple for side in size):
+        raise UserError(
+            "the backbone cannot make images of this size",
+            expected=f"height and width that are multiples of {backbone.pixel_multiple}",
+            got=f"{size[0]} x {size[1]}",
+            key="sampling.size",
+        )
+
+
 def generate(
     backbone: Backbone,
     jobs: Sequence[GenerationJob],
@@ -58,6 +73,9 @@ def generate(
     size: tuple[int, int],
     batch_size: int,
     out: Path,
+    texts: Mapping[str, TextEmbedding] | None = None,
+    strength: float = 1.0,
+    start: Start | None = None,
     progress: Progress | None = None,
 ) -> tuple[GeneratedImage, ...]:
     """Make every image that is not there yet; returns one record per job, in the order of `jobs`.
@@ -69,20 +87,18 @@ def generate(
     Args:
         size: (height, width) in pixels.
         batch_size: images per call of the pipeline; a batch mixes people and methods of equal rank.
+        texts: prompt to its embedding, a single row; by default the backbone embeds them, before the denoiser is read.
+        strength: what the LoRAs' updates are multiplied with; 1 is their full effect.
+        start: a picture of this size to start from instead of noise alone.
         progress: called as progress("generate", done, total).
 
     Raises:
         UserError: two jobs for one file, a size the backbone cannot make, a LoRA file that does not fit.
     """
-    if any(side % backbone.pixel_multiple for side in size):
-        raise UserError(
-            "the backbone cannot make images of this size",
-            expected=f"height and width that are multiples of {backbone.pixel_multiple}",
-            got=f"{size[0]} x {size[1]}",
-            key="sampling.size",
-        )
+    check_size(backbone, size)
     out = Path(out)
-    records = _records(backbone, jobs, steps=steps, guidance=guidance, size=size)
+    sampling = _Sampling(steps, float(guidance), (int(size[0]), int(size[1])), float(strength), start)
+    records = _records(backbone, jobs, sampling)
     kept = _kept(out)
     made = {_content(image) for image in kept}
     todo = [(job, image) for job, image in zip(jobs, records, strict=True) if _content(image) not in made]
@@ -93,9 +109,7 @@ def generate(
         write_manifest(out / FILE_NAME, [image for image in kept if image.file not in stale])
         with (out / FILE_NAME).open("a", encoding="utf-8") as manifest:
             finished = len(jobs) - len(todo)
-            for batch, pixels_BHW3 in _batches(
-                backbone, todo, steps=steps, guidance=guidance, size=size, batch_size=batch_size
-            ):
+            for batch, pixels_BHW3 in _batches(backbone, todo, sampling, texts=texts, batch_size=batch_size):
                 for (_, image), pixels_HW3 in zip(batch, pixels_BHW3, strict=True):
                     write_bytes(out / image.file, _png(pixels_HW3))
                 manifest.write("".join(to_line(image) for _, image in batch))
@@ -109,9 +123,18 @@ def generate(
     return tuple(records)
 
 
-def _records(
-    backbone: Backbone, jobs: Sequence[GenerationJob], *, steps: int, guidance: float, size: tuple[int, int]
-) -> list[GeneratedImage]:
+@dataclass(frozen=True)
+class _Sampling:
+    """How all images of a run are drawn."""
+
+    steps: int
+    guidance: float
+    size: tuple[int, int]
+    strength: float
+    start: Start | None
+
+
+def _records(backbone: Backbone, jobs: Sequence[GenerationJob], sampling: _Sampling) -> list[GeneratedImage]:
     digests = {path: _digest(path) for path in {job.lora for job in jobs} if path is not None}
     records = [
         GeneratedImage(
@@ -127,9 +150,12 @@ def _records(
             lora="" if job.lora is None else str(job.lora),
             lora_sha256="" if job.lora is None else digests[job.lora],
             base_model=f"{backbone.name}@{backbone.fingerprint[:16]}",
-            steps=steps,
-            guidance=float(guidance),
-            size=(int(size[0]), int(size[1])),
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            size=sampling.size,
+            strength=sampling.strength,
+            start_sha256="" if sampling.start is None else sampling.start.digest,
+            denoise=1.0 if sampling.start is None else sampling.start.denoise,
         )
         for job in jobs
     ]
@@ -169,17 +195,25 @@ Todo = list[tuple[GenerationJob, GeneratedImage]]
 
 
 def _batches(
-    backbone: Backbone, todo: Todo, *, steps: int, guidance: float, size: tuple[int, int], batch_size: int
+    backbone: Backbone,
+    todo: Todo,
+    sampling: _Sampling,
+    *,
+    texts: Mapping[str, TextEmbedding] | None,
+    batch_size: int,
 ) -> Iterator[tuple[Todo, np.ndarray]]:
     """Make the images batch by batch: the base first, then rank by rank with one bank injected per rank."""
-    texts = _Texts(backbone, [job.prompt for job, _ in todo])
-    pipe = backbone.pipeline()
-    pipe.set_progress_bar_config(disable=True)
+    embedded = _Texts(backbone, [job.prompt for job, _ in todo], texts)
+    pipe = _pipeline(backbone, sampling.start)
 
-    def pixels(batch: Todo) -> np.ndarray:
-        text = texts.of([job.prompt for job, _ in batch])
+    def pixels(batch: Todo, rows: "_LoraRows | None" = None) -> np.ndarray:
+        text = embedded.of([job.prompt for job, _ in batch]).to(backbone.device)
+        drawing = backbone.drawing(text, empty=embedded.empty, guidance=sampling.guidance)
         noises = [image_noise(seed=job.seed, prompt_id=job.prompt_id) for job, _ in batch]
-        return _run(pipe, text, noises=noises, steps=steps, guidance=guidance, size=size)
+        if rows is not None:
+            rows.bank.set_route(rows.of([job.lora for job, _ in batch if job.lora is not None]).repeat(drawing.copies))
+        with explained(key="sampling.batch_size, sampling.size"):
+            return _run(pipe, drawing, sampling, noises=noises)
 
     ordered = sorted(todo, key=lambda pair: (_rank(pair[0]), str(pair[0].lora)))
     for rank, group in itertools.groupby(ordered, key=lambda pair: _rank(pair[0])):
@@ -188,15 +222,26 @@ def _batches(
             for batch in batches:
                 yield batch, pixels(batch)
             continue
-        rows = _LoraRows(backbone, rank=rank, rows=max(len({job.lora for job, _ in batch}) for batch in batches))
-        handle = inject(backbone.transformer, rows.bank)
+        most = max(len({job.lora for job, _ in batch}) for batch in batches)
+        rows = _LoraRows(backbone, rank=rank, rows=most, strength=sampling.strength)
+        handle = inject(backbone.denoiser, rows.bank)
         try:
             for batch in batches:
-                rows.bank.set_route(rows.of([job.lora for job, _ in batch if job.lora is not None]))
-                yield batch, pixels(batch)
+                yield batch, pixels(batch, rows)
                 rows.bank.clear_route()
         finally:
             eject(handle)
+
+
+def _pipeline(backbone: Backbone, start: Start | None) -> Any:
+    """The stock pipeline, or its sibling that starts from a picture; the same modules in each."""
+    pipe = backbone.pipeline(text=False)
+    if start is not None:
+        from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+        pipe = (AutoPipelineForImage2Image if start.mask is None else AutoPipelineForInpainting).from_pipe(pipe)
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _rank(job: GenerationJob) -> int:
@@ -208,27 +253,29 @@ def _cut(pairs: Todo, batch_size: int) -> list[Todo]:
 
 
 @torch.no_grad()
-def _run(
-    pipe: Any,
-    text: TextEmbedding,
-    *,
-    noises: Sequence[torch.Generator],
-    steps: int,
-    guidance: float,
-    size: tuple[int, int],
-) -> np.ndarray:
+def _run(pipe: Any, drawing: Drawing, sampling: _Sampling, *, noises: Sequence[torch.Generator]) -> np.ndarray:
+    start: dict[str, Any] = {}
+    if sampling.start is not None:  # one copy per image: each then draws from its own generator alone
+        start = {"image": [sampling.start.image] * len(noises), "strength": sampling.start.denoise}
+        if sampling.start.mask is not None:
+            start["mask_image"] = [sampling.start.mask] * len(noises)
     images_BHW3 = pipe(
-        prompt_embeds=text.tokens_BLD,
-        pooled_prompt_embeds=text.pooled_BP,
         generator=list(noises),
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        **_size(pipe, sampling),
+        num_inference_steps=sampling.steps,
         output_type="np",
+        **drawing.arguments,
+        **start,
     ).images
     # A diverged LoRA gives NaN: black, in which no face is found, rather than an end to the whole sweep.
     return np.nan_to_num(images_BHW3 * 255).round().astype(np.uint8)
+
+
+def _size(pipe: Any, sampling: _Sampling) -> dict[str, int]:
+    """Height and width; some pipelines that start from a picture take its size instead."""
+    accepted = inspect.signature(pipe.__call__).parameters
+    size = {"height": sampling.size[0], "width": sampling.size[1]}
+    return {name: value for name, value in size.items() if name in accepted}
 
 
 def _png(pixels_HW3: np.ndarray) -> bytes:
@@ -240,11 +287,13 @@ def _png(pixels_HW3: np.ndarray) -> bytes:
 class _Texts:
     """Every distinct prompt, embedded once and alone: no other prompt of a run can change its last bits."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, prompts: Sequence[str], texts: Mapping[str, TextEmbedding] | None) -> None:
         distinct = list(dict.fromkeys(prompts))
         self._row = {prompt: row for row, prompt in enumerate(distinct)}
+        wanted = [*distinct, ""] if backbone.needs_empty_prompt else distinct
         with torch.no_grad():
-            parts = [backbone.encode_text([prompt]) for prompt in distinct]
+            parts = [backbone.encode_text([prompt]) if texts is None else texts[prompt] for prompt in wanted]
+        self.empty = parts.pop().to(backbone.device) if backbone.needs_empty_prompt else None
         self._all = TextEmbedding(torch.cat([p.tokens_BLD for p in parts]), torch.cat([p.pooled_BP for p in parts]))
 
     def of(self, prompts: Sequence[str]) -> TextEmbedding:
@@ -256,16 +305,16 @@ class _Texts:
 class _LoraRows:
     """A plain bank whose rows hold LoRA files; a file stays in its row until the row is needed for another."""
 
-    def __init__(self, backbone: Backbone, *, rank: int, rows: int) -> None:
+    def __init__(self, backbone: Backbone, *, rank: int, rows: int, strength: float) -> None:
         self.bank = AdapterBank(
-            layer_shapes(backbone.target_layers()),
+            backbone.layer_shapes,
             identities=[str(row) for row in range(rows)],
             rank=rank,
             meta_rank=None,
             seed=0,
         )
-        self.bank.to(next(backbone.transformer.parameters()).device)
-        self._rank = rank
+        self.bank.to(next(backbone.denoiser.parameters()).device)
+        self._rank, self._strength = rank, strength
         self._held: list[Path | None] = [None] * rows
 
     def of(self, paths: Sequence[Path]) -> Tensor:
@@ -275,7 +324,8 @@ class _LoraRows:
         for path in dict.fromkeys(paths):
             if path not in self._held:
                 row = free.pop()
-                self.bank.load_lora(str(row), _checked(load_lora(path), rank=self._rank))
+                lora = scaled(_checked(load_lora(path), rank=self._rank), self._strength)
+                self.bank.load_lora(str(row), lora)
                 self._held[row] = path
         row_of = {path: row for row, path in enumerate(self._held)}
         return torch.tensor([row_of[path] for path in paths])

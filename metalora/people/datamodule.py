@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from lightning.pytorch import LightningDataModule
 
-from metalora.core.contracts import Batch, Sample, TextEmbedding, TrainingPerson
+from metalora.core.contracts import Batch, Objective, Sample, TextEmbedding, TrainingPerson
 from metalora.core.noise import noise, timestep
 from metalora.people.sampler import Sampler
 
@@ -47,10 +47,18 @@ class Collate:
     Args:
         people: whose images the samples name.
         texts: one embedded caption each, a single row.
+        objective: says which times are drawn.
         seed: of noise and time.
     """
 
-    def __init__(self, people: Sequence[TrainingPerson], *, texts: Mapping[str, TextEmbedding], seed: int) -> None:
+    def __init__(
+        self,
+        people: Sequence[TrainingPerson],
+        *,
+        texts: Mapping[str, TextEmbedding],
+        objective: Objective,
+        seed: int,
+    ) -> None:
         self._people = {person.identity: person for person in people}
         captions = sorted({person.caption for person in people})
         self._caption_row = {person.identity: captions.index(person.caption) for person in people}
@@ -58,7 +66,7 @@ class Collate:
             torch.cat([texts[caption].tokens_BLD.cpu() for caption in captions]),
             torch.cat([texts[caption].pooled_BP.cpu() for caption in captions]),
         )
-        self._seed = seed
+        self._objective, self._seed = objective, seed
 
     def __call__(self, samples: Sequence[Sample], iteration: int) -> Batch:
         """The batch of `samples`, on the CPU."""
@@ -77,7 +85,7 @@ class Collate:
         return Batch(
             latents_BCHW=latents_BCHW,
             noise_BCHW=torch.stack([noise(latents_BCHW.shape[1:], **key) for key in keys]),
-            t_B=torch.stack([timestep(**key) for key in keys]),
+            t_B=torch.stack([timestep(**key, time_of=self._objective.time_of) for key in keys]),
             text=self._text.rows(torch.tensor([self._caption_row[sample.identity] for sample in samples])),
             rows_B=torch.tensor([sample.row for sample in samples]),
             samples=tuple(samples),
@@ -92,6 +100,7 @@ class IdentityDataModule(LightningDataModule):
         people: identities with cached latents.
         sampler: which samples make up iteration i.
         texts: caption to its embedding, a single row.
+        objective: says which times are drawn.
         seed: of noise and time.
     """
 
@@ -101,10 +110,11 @@ class IdentityDataModule(LightningDataModule):
         *,
         sampler: Sampler,
         texts: Mapping[str, TextEmbedding],
+        objective: Objective,
         seed: int,
     ) -> None:
         super().__init__()
-        self.stream = BatchStream(Collate(people, texts=texts, seed=seed), sampler)
+        self.stream = BatchStream(Collate(people, texts=texts, objective=objective, seed=seed), sampler)
 
     def train_dataloader(self) -> BatchStream:
         """The stream, which Lightning saves and restores with the loop."""
@@ -120,8 +130,6 @@ class IdentityDataModule(LightningDataModule):
             latents_BCHW=batch.latents_BCHW.to(device, non_blocking=True),
             noise_BCHW=batch.noise_BCHW.to(device, non_blocking=True),
             t_B=batch.t_B.to(device, non_blocking=True),
-            text=TextEmbedding(
-                batch.text.tokens_BLD.to(device, non_blocking=True), batch.text.pooled_BP.to(device, non_blocking=True)
-            ),
+            text=batch.text.to(device),
             rows_B=batch.rows_B.to(device, non_blocking=True),
         )

@@ -1,15 +1,20 @@
 """`metalora generate`: images from an exported LoRA file, or from the untouched base."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from metalora.adapters.artifacts import file_sha256, load_lora
+from metalora.adapters.transform import ranks
+from metalora.core.contracts import TextEmbedding
 from metalora.core.errors import UserError
-from metalora.inference.generate import GenerationJob
+from metalora.inference.generate import GenerationJob, check_size
 from metalora.inference.generate import generate as make_images
+from metalora.inference.start import Start, load_start
 from metalora.people.benchmark import load_prompts
+from metalora.people.cache import LatentCache
 from metalora.tasks.artifact import Artifact
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
@@ -24,7 +29,10 @@ def run(cfg: DictConfig) -> None:
     seeds = setting.numbers("seeds", least=0)
     if not prompts:
         raise UserError("nothing to generate", expected="at least one prompt", got="none", key="prompt")
-    metadata = load_lora(lora).metadata if lora else {}
+    if not isinstance(setting["strength"], int | float):
+        raise UserError("no strength", expected="a number", got=str(setting["strength"]), key="strength")
+    loaded = load_lora(lora) if lora else None
+    metadata = loaded.metadata if loaded else {}
     # A prompt of the benchmark goes by its name there, so that `evaluate` can score the folder.
     names = load_prompts(Path(setting["benchmark.prompts"])).ids_by_text()
     jobs = [
@@ -32,7 +40,7 @@ def run(cfg: DictConfig) -> None:
             identity=metadata.get("identity", lora.stem) if lora else "base",
             class_noun=str(metadata.get("class_noun", setting["class_noun"])),
             method=metadata.get("method", "lora") if lora else "base",
-            rank=int(metadata.get("rank", 1)) if lora else 0,
+            rank=ranks(loaded)[-1] if loaded else 0,
             iterations=int(metadata.get("iterations", 0)),
             lora=lora,
             prompt_id=names.get(prompt, f"prompt-{number:02d}"),
@@ -50,7 +58,8 @@ def run(cfg: DictConfig) -> None:
 def artifact_of(setting: Setting, *, jobs: Sequence[GenerationJob], label: str) -> Artifact:
     """Where a set of images goes and what it depends on."""
     files = sorted({str(job.lora) for job in jobs if job.lora})
-    config = {
+    start = start_of(setting)
+    config: dict[str, Any] = {
         "task": "generate",
         "backbone": setting.backbone_key,
         "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
@@ -59,8 +68,35 @@ def artifact_of(setting: Setting, *, jobs: Sequence[GenerationJob], label: str) 
             (job.identity, job.method, job.rank, job.iterations, job.prompt_id, job.prompt, job.seed) for job in jobs
         ],
     }
+    if setting.values.get("strength", 1.0) != 1:
+        config["strength"] = setting["strength"]
+    if start is not None:
+        config |= {"start": start.digest, "denoise": start.denoise}
     parents = {"/".join(Path(file).parts[-3:]): file_sha256(Path(file)) for file in files}
     return Artifact(setting.folder("generate", label, Artifact(Path(), config, parents).hash), config, parents)
+
+
+def embedded_prompts(setting: Setting, prompts: Collection[str]) -> dict[str, TextEmbedding]:
+    """Prompts from the cache or into it, with the empty one where drawing needs it."""
+    empty = [""] if setting.backbone.needs_empty_prompt else []
+    return LatentCache(setting.cache_root, setting.backbone).texts([*prompts, *empty])
+
+
+def start_of(setting: Setting) -> Start | None:
+    """The picture that `init_image` and `mask` name, cut to `sampling.size`; None: images start from noise alone."""
+    image, mask = (setting.values.get(key) for key in ("init_image", "mask"))
+    if image is None:
+        if mask is not None:
+            raise UserError("a mask without a picture", expected="init_image=PATH", got="none", key="init_image")
+        return None
+    height, width = setting.numbers("sampling.size", least=1, count=2)
+    return load_start(
+        Path(image),
+        Path(mask) if mask else None,
+        size=(height, width),
+        denoise=setting["denoise"],
+        steps=setting["sampling.steps"],
+    )
 
 
 def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, progress: Progress) -> Path:
@@ -71,6 +107,7 @@ def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, pro
     artifact.begin()
     sampling = setting["sampling"]
     height, width = setting.numbers("sampling.size", least=1, count=2)
+    check_size(setting.backbone, (height, width))  # before anything is embedded
     make_images(
         setting.backbone,
         jobs,
@@ -78,6 +115,9 @@ def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, pro
         guidance=sampling["guidance"],
         size=(height, width),
         batch_size=sampling["batch_size"],
+        texts=embedded_prompts(setting, {job.prompt for job in jobs}),
+        strength=setting.values.get("strength", 1.0),
+        start=start_of(setting),
         out=artifact.folder,
         progress=progress,
     )

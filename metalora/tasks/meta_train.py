@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,7 +13,7 @@ from metalora.tasks.loggers import training_logger
 from metalora.tasks.prepare import encode_stage1, ensure_stage1, stage1_people
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
-from metalora.training.meta_training import run_meta_training
+from metalora.training.meta_training import PRIOR, prior_name, run_meta_training
 
 
 def run(cfg: DictConfig) -> None:
@@ -36,11 +37,16 @@ def artifact_of(setting: Setting, class_noun: str) -> Artifact:
         "people": photos_digest([photo for person in people for photo in person.photos]),
         "resolutions": list(setting.numbers("resolutions", least=1)),
         "meta_rank": setting["meta_rank"],
-        "stage1": setting["stage1"],
+        "stage1": recipe_of(setting),
         "seed": setting["seed"],
     }
     probe = Artifact(Path(), config)
     return Artifact(setting.folder("meta-train", class_noun, probe.hash), config)
+
+
+def recipe_of(setting: Setting) -> dict[str, Any]:
+    """What of `stage1` the final prior depends on."""
+    return {key: value for key, value in setting["stage1"].items() if key != "prior_every"}
 
 
 def meta_train(
@@ -53,8 +59,10 @@ def meta_train(
     """
     ensure_stage1(setting, class_noun=class_noun, progress=progress)
     artifact = artifact_of(setting, class_noun)
-    prior = artifact.folder / "prior.safetensors"
-    if artifact.complete and prior.is_file():
+    prior = artifact.folder / PRIOR
+    every, end = setting["stage1.prior_every"], setting["stage1.q_total"]
+    kept = [artifact.folder / prior_name(count) for count in range(every, end + 1, every)] if every else []
+    if artifact.complete and all(path.is_file() for path in (prior, *kept)):
         return prior
     artifact.begin()
     people, texts = encode_stage1(setting, class_noun=class_noun, progress=progress)
@@ -74,6 +82,7 @@ def meta_train(
         gradient_clip=stage1["gradient_clip"],
         slots=stage1["slots"],
         seed=setting["seed"],
+        prior_every=stage1["prior_every"],
         metadata={"class_noun": class_noun},
         device=setting["trainer.device"],
         out=artifact.folder,

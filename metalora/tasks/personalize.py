@@ -7,7 +7,9 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from metalora.adapters.artifacts import Prior, check_prior, file_sha256, load_prior, require_prior
+from metalora.adapters.artifacts import Prior, check_prior, file_sha256, load_lora, load_prior, require_prior
+from metalora.adapters.card import card_path, model_card
+from metalora.core.atomic import write_bytes
 from metalora.core.errors import UserError
 from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.people.cache import LatentCache, prepare_people
@@ -17,6 +19,7 @@ from metalora.tasks.artifact import Artifact
 from metalora.tasks.loggers import training_logger
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
+from metalora.training.checkpoints import writing
 from metalora.training.cohorts import lora_path
 from metalora.training.personalization import run_personalization
 
@@ -94,7 +97,7 @@ def personalize(
     run_name = f"{method['name']}-r{setting['rank']}-{artifact.hash}"
     loaded = load_prior(prior) if prior else None
     if loaded is not None:
-        layers = list(setting.backbone.target_layers())
+        layers = list(setting.backbone.layer_shapes)
         check_prior(
             loaded,
             backbone_fingerprint=setting.backbone.fingerprint,
@@ -136,12 +139,22 @@ def personalize(
         logger=training_logger(setting, name=run_name, folder=artifact.folder),
         progress=progress,
     )
+    for person in people:
+        _write_card(artifact.folder, person.identity, setting.iterations)
     artifact.finish(
         iterations=list(setting.iterations),
         references={person.identity: [photo.name for photo in person.photos] for person in people},
         training_images={person.identity: len(person.images) for person in trained},
     )
     return artifact.folder
+
+
+def _write_card(folder: Path, identity: str, iterations: Sequence[int]) -> None:
+    """The README.md beside a person's LoRAs; the longest trained comes first."""
+    files = [lora_path(folder, identity, count) for count in sorted(iterations, reverse=True)]
+    card = card_path(files[0])
+    with writing(card):
+        write_bytes(card, model_card(load_lora(files[0]), files=[path.name for path in files]).encode())
 
 
 def _check_class(prior: Prior, people: Sequence[PersonFolder], class_noun: str) -> None:

@@ -16,6 +16,15 @@ from metalora.tasks.artifact import config_hash, git_revision
 from metalora.tasks.setting import Setting
 from metalora.tasks.study import newest_study, runs, used
 
+WORLDS = {
+    "mini": "the mini world: synthetic people, tiny models",
+    "flux_dev": "FLUX.1-dev",
+    "sdxl": "SDXL",
+    "sd35": "Stable Diffusion 3.5",
+    "sd15": "Stable Diffusion 1.5",
+}
+"""What numbers were measured on, by the backbone's name."""
+
 
 def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
@@ -81,7 +90,7 @@ def report(
         folder / "report",
         scores=found.scores,
         summary_path=summary,
-        world="the mini world: synthetic people, tiny models" if "mini" in found.worlds() else "FLUX.1-dev",
+        world=" and ".join(WORLDS.get(name, name) for name in sorted(found.worlds())),
         seconds=found.seconds() | ({} if wall is None else {"wall clock, all runs": round(wall, 1)}),
         facts=facts | ({"peak memory": memory} if memory else {}),
         target=CellKey(headline["target"], headline["target_rank"], headline["target_iterations"]),

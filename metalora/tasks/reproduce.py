@@ -23,7 +23,7 @@ from metalora.people.folder import PersonFolder
 from metalora.reporting.report import Report
 from metalora.tasks.artifact import Artifact, config_hash
 from metalora.tasks.evaluate import evaluate
-from metalora.tasks.generate import generate
+from metalora.tasks.generate import embedded_prompts, generate
 from metalora.tasks.meta_train import artifact_of as prior_artifact
 from metalora.tasks.meta_train import meta_train
 from metalora.tasks.personalize import personalize
@@ -167,6 +167,8 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
     subjects = subjects_of(setting, class_noun)
     people = [PersonFolder(subject.identity, subject.class_noun, (subject.reference,)) for subject in subjects]
     prior = _prior(setting, class_noun) if method == "meta_lora" else None
+    # Before the denoiser is there: text encoders and denoiser never share memory.
+    embedded_prompts(setting, {prompt.text for subject in subjects for prompt in prompts_of(setting, subject)})
     label = f"{setting['benchmark.name']}-{class_noun}"
     loras = personalize(
         setting, people=people, class_noun=class_noun, label=label, prior=prior, face="largest", progress=progress

@@ -18,12 +18,13 @@ from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.people.benchmark import load_benchmark
 from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import MANIFEST, config_hash
+from metalora.tasks.meta_train import recipe_of
 from metalora.tasks.setting import Setting
 
 STAGES = ("prepare", "meta-train", "personalize", "generate", "evaluate")
 """In the order of the data flow."""
 RUNS = "runs.jsonl"
-_SHARED = ("resolutions", "meta_rank", "batch_size", "gradient_clip", "stage1", "seed", "protocol")
+_SHARED = ("resolutions", "meta_rank", "batch_size", "gradient_clip", "seed", "protocol")
 
 
 def study_hash(setting: Setting) -> str:
@@ -41,6 +42,7 @@ def _values(setting: Setting) -> dict[str, Any]:
     given = given_priors(setting)
     return (
         {key: setting[key] for key in _SHARED}
+        | {"stage1": recipe_of(setting)}
         | ({"priors": given} if given else {})
         | {
             "backbone": setting.backbone_key,

@@ -118,16 +118,20 @@ class Exporter(Callback):
     Args:
         milestones: iteration counts.
         export: writes the files, atomically.
+        check: raises when there is nothing worth writing.
     """
 
-    def __init__(self, milestones: Iterable[int], export: Callable[[int], None]) -> None:
-        self._milestones, self._export = frozenset(milestones), export
+    def __init__(
+        self, milestones: Iterable[int], export: Callable[[int], None], *, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._milestones, self._export, self._check = frozenset(milestones), export, check
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Export if this iteration is a milestone."""
         if batch.iteration + 1 in self._milestones:
+            self._check()
             self._export(batch.iteration + 1)
 
 
@@ -142,10 +146,19 @@ class StateKeeper(Checkpoint):
         end: iteration count at which the run is complete.
         seconds: save when this much time has passed since the last save.
         every: save at multiples of this many iterations as well.
+        check: raises when there is nothing worth saving.
     """
 
-    def __init__(self, path: Path, *, end: int, seconds: float, every: int | None = None) -> None:
-        self.path, self.end, self.seconds, self.every = path, end, seconds, every
+    def __init__(
+        self,
+        path: Path,
+        *,
+        end: int,
+        seconds: float,
+        every: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.end, self.seconds, self.every, self.check = path, end, seconds, every, check
         self.interrupted = False
         self._saved_at = time.monotonic()
         self._previous: Any = None
@@ -168,6 +181,7 @@ class StateKeeper(Checkpoint):
         stop = self.interrupted or trainer.received_sigterm
         late = time.monotonic() - self._saved_at >= self.seconds
         if stop or late or done == self.end or (self.every and done % self.every == 0):
+            self.check()
             trainer.save_checkpoint(self.path)
             self._saved_at = time.monotonic()
         if stop:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalora.adapters.artifacts import save_prior
 from metalora.adapters.bank import AdapterBank
-from metalora.adapters.inject import eject, inject, layer_shapes
+from metalora.adapters.inject import eject, inject
 from metalora.adapters.optimizer import BankAdamW
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
@@ -22,7 +22,7 @@ from metalora.people.sampler import IdentityBucketSampler
 from metalora.training.bucket_schedule import BucketSchedule, bank_identities
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.configuration import check_file, check_same, people_hash, read_metadata, to_metadata
-from metalora.training.monitor import Metrics, Progress, ProgressReport, due
+from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
 
@@ -51,7 +51,7 @@ class MetaTraining(LightningModule):
         """The sum over identities of each one's mean loss."""
         loss = diffusion_loss(self.backbone, self.bank, batch, guidance=self.recipe.guidance)
         self._log_due = due(self.trainer, batch)
-        return {"loss": loss.total, "mean": loss.mean}
+        return {"loss": loss.total, "mean": loss.mean, "finite_B": loss.finite_B}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each identity by its own norm, Meta-Down by its own."""
@@ -151,7 +151,7 @@ def run_meta_training(
         state = read_state(out / STATE)
         if state is not None:
             check_same(configuration, state.configuration, where=out / STATE)
-        layers = layer_shapes(backbone.target_layers())
+        layers = backbone.layer_shapes
         bank = AdapterBank(
             layers, identities=bank_identities(plan, slots=slots), rank=rank, meta_rank=meta_rank, seed=seed
         )
@@ -174,25 +174,29 @@ def run_meta_training(
                         metadata={**header, "iterations": str(iterations)},
                     )
 
+        finite = FiniteLoss(key="stage1.learning_rate")
         hooks: list[Callback] = [
             BucketSchedule(plan, bank, slots=slots),
+            finite,
             Metrics(
                 out / "metrics.csv",
                 columns=("train/grad_norm_meta_down", "train/grad_norm_rows", "train/bucket", "train/phase"),
             ),
-            Exporter(missing, export),
+            Exporter(missing, export, check=finite.check),
             *callbacks,
         ]
         if progress is not None:
             hooks.append(ProgressReport(progress, label="Stage 1", total=q_total, plan=plan))
         captions = sorted({person.caption for person in people})
         texts = texts or {caption: backbone.encode_text([caption]) for caption in captions}
-        injection = inject(backbone.transformer, bank)
+        injection = inject(backbone.denoiser, bank)
         try:
             fit(
                 MetaTraining(backbone, bank, recipe=recipe, configuration=configuration),
-                IdentityDataModule(people, sampler=sampler, texts=texts, seed=seed),
-                keeper=StateKeeper(out / STATE, end=q_total, seconds=checkpoint_seconds, every=checkpoint_every),
+                IdentityDataModule(people, sampler=sampler, texts=texts, objective=backbone.objective, seed=seed),
+                keeper=StateKeeper(
+                    out / STATE, end=q_total, seconds=checkpoint_seconds, every=checkpoint_every, check=finite.check
+                ),
                 callbacks=hooks,
                 resume=state is not None and state.iterations < min(missing),
                 device=device,
@@ -204,13 +208,18 @@ def run_meta_training(
     return out / PRIOR
 
 
+def prior_name(iterations: int) -> str:
+    """The file of the prior at a multiple of `prior_every`."""
+    return f"prior-{iterations:06d}.safetensors"
+
+
 def _missing_priors(
     out: Path, configuration: Mapping[str, Any], *, q_total: int, prior_every: int | None
 ) -> dict[int, list[Path]]:
     """What is still to be written, by iteration count; whatever is there must come from this very run."""
     missing: dict[int, list[Path]] = {}
     for iterations in range(prior_every, q_total + 1, prior_every) if prior_every else ():
-        path = out / f"prior-{iterations:06d}.safetensors"
+        path = out / prior_name(iterations)
         if path.is_file():
             check_file(path, configuration)
         else:

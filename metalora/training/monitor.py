@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalora.core.atomic import write_bytes
 from metalora.core.contracts import Batch
+from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
 from metalora.training.checkpoints import writing
 
@@ -64,6 +65,49 @@ class Metrics(Callback):
         values = [loss, *(float(trainer.callback_metrics[name]) for name in self.columns)]
         with writing(self.path), self.path.open("a") as file:
             file.write(",".join([str(batch.iteration + 1), *(f"{value:.8g}" for value in values)]) + "\n")
+
+
+class FiniteLoss(Callback):
+    """Stops a run whose loss is no longer a number, before anything that came of it is kept.
+
+    Losses are looked at when a row of metrics is due (the device is waited for then anyway), and whenever somebody is
+    about to write a state or a LoRA and calls `check`.
+
+    Args:
+        key: the configuration key that most likely mends it.
+    """
+
+    def __init__(self, *, key: str) -> None:
+        self.key = key
+        self._unseen: list[tuple[Batch, Tensor]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the step; look if it is time."""
+        self._unseen.append((batch, outputs["finite_B"]))
+        if due(trainer, batch):
+            self.check()
+
+    def check(self) -> None:
+        """Look at every step since the last look.
+
+        Raises:
+            UserError: a loss that is not finite, with its iteration and whose it is.
+        """
+        if not self._unseen:
+            return
+        batches, self._unseen = self._unseen, []
+        flags = torch.stack([finite_B for _, finite_B in batches]).cpu()
+        for (batch, _), finite_B in zip(batches, flags, strict=True):
+            if not finite_B.all():
+                lost = [s.identity for s, finite in zip(batch.samples, finite_B.tolist(), strict=True) if not finite]
+                raise UserError(
+                    f"the loss is not a number at iteration {batch.iteration + 1}; what was saved before is kept",
+                    expected="a finite loss; a lower learning rate",
+                    got=f"{len(lost)} of {len(finite_B)} samples without, of {', '.join(dict.fromkeys(lost[:3]))}",
+                    key=self.key,
+                )
 
 
 def due(trainer: Trainer, batch: Batch) -> bool:

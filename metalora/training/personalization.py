@@ -1,7 +1,7 @@
 """Stage 2 (Algorithm 2): one photo per person in, a plain LoRA per person out; many people in one batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalora.adapters.artifacts import Prior, check_prior, save_lora
 from metalora.adapters.bank import AdapterBank
-from metalora.adapters.inject import eject, inject, layer_shapes
+from metalora.adapters.inject import eject, inject
 from metalora.adapters.optimizer import BankAdamW
 from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
@@ -21,7 +21,7 @@ from metalora.people.sampler import CohortSampler
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, tensors_hash, to_metadata
-from metalora.training.monitor import Metrics, Progress, ProgressReport, due
+from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
 
@@ -48,7 +48,7 @@ class Personalization(LightningModule):
         """The sum over people of each one's mean loss."""
         loss = diffusion_loss(self.backbone, self.bank, batch, guidance=self.recipe.guidance)
         self._log_due = due(self.trainer, batch)
-        return {"loss": loss.total, "mean": loss.mean}
+        return {"loss": loss.total, "mean": loss.mean, "finite_B": loss.finite_B}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each person by their own norm."""
@@ -149,7 +149,7 @@ def run_personalization(
             if len(cohorts) > 1:
                 label += f", cohort {number}/{len(cohorts)}"
             reports = [] if progress is None else [ProgressReport(progress, label=label, total=max(cohort.missing))]
-            layers = layer_shapes(backbone.target_layers())
+            layers = backbone.layer_shapes
             if prior is not None:
                 check_prior(prior, backbone_fingerprint=backbone.fingerprint, meta_rank=meta_rank, layers=list(layers))
             bank = AdapterBank(
@@ -162,6 +162,7 @@ def run_personalization(
             if prior is not None:
                 bank.load_meta_down(prior.meta_down)
             write_roster(cohort, configurations)
+            finite = FiniteLoss(key="learning_rate")
             _train(
                 backbone,
                 bank,
@@ -175,8 +176,13 @@ def run_personalization(
                 header={**(metadata or {}), "method": method, "rank": str(rank), "backbone": backbone.name},
                 class_nouns=class_nouns or {},
                 keeper=StateKeeper(
-                    cohort.folder / STATE, end=max(cohort.missing), seconds=checkpoint_seconds, every=checkpoint_every
+                    cohort.folder / STATE,
+                    end=max(cohort.missing),
+                    seconds=checkpoint_seconds,
+                    every=checkpoint_every,
+                    check=finite.check,
                 ),
+                finite=finite,
                 device=device,
                 logger=logger,
                 log_every=log_every,
@@ -202,6 +208,7 @@ def _train(
     header: Mapping[str, str],
     class_nouns: Mapping[str, str],
     keeper: StateKeeper,
+    finite: FiniteLoss,
     device: str,
     logger: Logger | None,
     log_every: int,
@@ -218,10 +225,10 @@ def _train(
             metadata = {**header, **facts, **to_metadata(configurations[identity])}
             clear_leftovers(path)
             with writing(path):
-                save_lora(path, bank.collapsed(identity, metadata=metadata))
+                save_lora(path, replace(bank.collapsed(identity, metadata=metadata), component=backbone.component))
 
     state = read_state(keeper.path)
-    injection = inject(backbone.transformer, bank)
+    injection = inject(backbone.denoiser, bank)
     try:
         fit(
             Personalization(
@@ -230,12 +237,13 @@ def _train(
                 recipe=recipe,
                 configuration={p.identity: configurations[p.identity] for p in cohort.people},
             ),
-            IdentityDataModule(cohort.people, sampler=sampler, texts=texts, seed=seed),
+            IdentityDataModule(cohort.people, sampler=sampler, texts=texts, objective=backbone.objective, seed=seed),
             keeper=keeper,
             callbacks=[
+                finite,
                 *callbacks,
                 Metrics(cohort.folder / "metrics.csv", columns=("train/grad_norm_rows",)),
-                Exporter(cohort.missing, export),
+                Exporter(cohort.missing, export, check=finite.check),
             ],
             # A state beyond a LoRA that is missing is of no use: that LoRA's iterations are done again.
             resume=state is not None and state.iterations < min(cohort.missing),

@@ -13,7 +13,7 @@ from torch import Tensor
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.optimizer import clip_meta_down_, clip_rows_
 from metalora.core.contracts import Backbone, Batch, Sample
-from metalora.core.flow import interpolate, per_sample_loss, velocity_target
+from metalora.core.flow import per_sample_loss
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class StepLoss:
     """Sum over identities of each one's own mean: what is differentiated."""
     mean: Tensor
     """The same divided by the number of identities, detached: what is logged."""
+    finite_B: Tensor
+    """Which samples' losses are numbers, as booleans on the device: looking at them is left to `FiniteLoss`."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ def diffusion_loss(backbone: Backbone, bank: AdapterBank, batch: Batch, *, guida
         guidance: the guidance embedding during training.
     """
     bank.set_route(batch.rows_B)
-    x_t_BCHW = interpolate(batch.latents_BCHW, batch.noise_BCHW, batch.t_B)
+    objective, given = backbone.objective, (batch.latents_BCHW, batch.noise_BCHW, batch.t_B)
+    x_t_BCHW = objective.noisy(*given)
     prediction_BCHW = backbone.predict(x_t_BCHW, t_B=batch.t_B, text=batch.text, guidance=guidance)
-    loss_B = per_sample_loss(prediction_BCHW, velocity_target(batch.latents_BCHW, batch.noise_BCHW))
+    loss_B = per_sample_loss(prediction_BCHW, objective.target(*given))
     weight_B = identity_weights(batch.samples).to(loss_B.device, non_blocking=True)
     total = (loss_B * weight_B).sum()
-    return StepLoss(total=total, mean=total.detach() / len({sample.identity for sample in batch.samples}))
+    mean = total.detach() / len({sample.identity for sample in batch.samples})
+    return StepLoss(total=total, mean=mean, finite_B=loss_B.detach().isfinite())
 
 
 def clip_gradients(bank: AdapterBank, *, max_norm: float | None) -> GradientNorms:

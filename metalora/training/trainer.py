@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from metalora.core.device import explained
 from metalora.core.errors import TERMINATED
 from metalora.training.checkpoints import AtomicCheckpointIO, StateKeeper, clear_leftovers
 
@@ -31,6 +32,7 @@ def fit(
         device: cpu or cuda.
 
     Raises:
+        UserError: the device's memory is full, or it failed; the last saved state is kept.
         KeyboardInterrupt: it was asked to stop; the state is saved.
         SystemExit: the same by SIGTERM, with status 143.
     """
@@ -53,7 +55,8 @@ def fit(
             default_root_dir=keeper.path.parent,
         )
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
+            with explained(key="batch_size, resolutions, backbone.gradient_checkpointing"):
+                trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
         except SIGTERMException:  # without a status of its own, it would pass for success
             raise SystemExit(TERMINATED) from None
     if keeper.interrupted:

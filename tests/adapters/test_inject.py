@@ -12,7 +12,7 @@ from metalora.adapters.artifacts import load_lora, save_lora
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import Injection, eject, inject, layer_shapes
 from metalora.adapters.optimizer import BankAdamW, clip_rows_
-from metalora.backbones.flux import FluxBackbone
+from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import TextEmbedding
 from metalora.core.errors import UserError
 from metalora.core.flow import per_sample_loss
@@ -27,7 +27,7 @@ META_RANK, RANK = 8, 2
 class World:
     """A tiny backbone carrying a bank, and one batch for it."""
 
-    backbone: FluxBackbone
+    backbone: DiffusersBackbone
     bank: AdapterBank
     injection: Injection
     latents: Tensor
@@ -60,7 +60,7 @@ def shake(bank: AdapterBank) -> None:
         bank.rows += 0.2 * torch.randn(bank.rows.shape, generator=torch.Generator().manual_seed(5))
 
 
-def make_world(backbone: FluxBackbone, *, rank: int, meta_rank: int | None) -> World:
+def make_world(backbone: DiffusersBackbone, *, rank: int, meta_rank: int | None) -> World:
     generator = torch.Generator().manual_seed(1)
     bank = AdapterBank(
         layer_shapes(backbone.target_layers()), identities=IDENTITIES, rank=rank, meta_rank=meta_rank, seed=0
@@ -68,7 +68,7 @@ def make_world(backbone: FluxBackbone, *, rank: int, meta_rank: int | None) -> W
     return World(
         backbone=backbone,
         bank=bank,
-        injection=inject(backbone.transformer, bank),
+        injection=inject(backbone.denoiser, bank),
         latents=torch.randn(len(ROUTE), 4, 4, 6, generator=generator),
         noise=torch.randn(len(ROUTE), 4, 4, 6, generator=generator),
         t=torch.rand(len(ROUTE), generator=generator),
@@ -80,7 +80,7 @@ def make_world(backbone: FluxBackbone, *, rank: int, meta_rank: int | None) -> W
     params=[(RANK, META_RANK), (RANK, None), (1, META_RANK), (1, None)],
     ids=["meta_lora", "lora", "meta_lora rank 1", "lora rank 1"],
 )
-def world(request: pytest.FixtureRequest, tiny_backbone: FluxBackbone) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, tiny_backbone: DiffusersBackbone) -> Iterator[World]:
     rank, meta_rank = request.param
     yield make_world(tiny_backbone, rank=rank, meta_rank=meta_rank)
 
@@ -105,14 +105,14 @@ def test_a_trained_adapter_does_and_ejecting_ends_it(world: World) -> None:
     assert (world.predict() - bare).abs().max() > 0.01
     eject(world.injection)
     assert torch.equal(world.predict(), bare)
-    assert not any("forward" in vars(module) for module in world.backbone.transformer.modules())
+    assert not any("forward" in vars(module) for module in world.backbone.denoiser.modules())
 
 
 def test_names_and_state_of_the_model_stay(world: World) -> None:
-    injected = list(world.backbone.transformer.state_dict())
+    injected = list(world.backbone.denoiser.state_dict())
     layers = list(world.backbone.target_layers())
     eject(world.injection)
-    assert injected == list(world.backbone.transformer.state_dict())
+    assert injected == list(world.backbone.denoiser.state_dict())
     assert layers == list(world.backbone.target_layers()) and len(layers) == 14 + 6
     assert not any("adapter" in name for name in injected)
 
@@ -148,7 +148,7 @@ def test_a_bank_of_one_equals_its_row_in_a_cohort(world: World) -> None:
     )
     with torch.no_grad():
         single.rows.copy_(world.bank.rows[2:3])
-    inject(world.backbone.transformer, single)
+    inject(world.backbone.denoiser, single)
     single.set_route(torch.tensor([0, 0]))
     ours = alone.predict(samples)
     per_sample_loss(ours, alone.noise[samples]).sum().backward()
@@ -161,7 +161,7 @@ def test_a_bank_of_one_equals_its_row_in_a_cohort(world: World) -> None:
 def test_gradient_checkpointing_gives_the_same_gradients(world: World) -> None:
     shake(world.bank)
     plain = world.gradients()
-    world.backbone.transformer.enable_gradient_checkpointing()
+    world.backbone.denoiser.enable_gradient_checkpointing()
     calls = []
     handle = next(iter(world.injection.layers.values())).register_forward_hook(lambda *_: calls.append(1))
     checkpointed = world.gradients()
@@ -191,11 +191,11 @@ def test_a_fresh_adapter_changes_no_bit_under_autocast(world: World) -> None:
         assert torch.equal(fresh, world.predict())
 
 
-def test_a_flux_block_compiles_without_a_graph_break(tiny_backbone: FluxBackbone) -> None:
+def test_a_flux_block_compiles_without_a_graph_break(tiny_backbone: DiffusersBackbone) -> None:
     world = make_world(tiny_backbone, rank=RANK, meta_rank=META_RANK)
     shake(world.bank)
     eager = world.gradients()
-    world.backbone.transformer.single_transformer_blocks[0].compile(fullgraph=True, backend="aot_eager")
+    world.backbone.denoiser.single_transformer_blocks[0].compile(fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(eager, world.gradients(), rtol=1e-4, atol=1e-5)
 
 
@@ -238,7 +238,7 @@ def test_torch_compile_and_new_routes(meta_rank: int | None) -> None:
         outputs(compiled)
 
 
-def test_warm_up_leaves_meta_down_and_its_state_alone(tiny_backbone: FluxBackbone) -> None:
+def test_warm_up_leaves_meta_down_and_its_state_alone(tiny_backbone: DiffusersBackbone) -> None:
     world = make_world(tiny_backbone, rank=1, meta_rank=META_RANK)
     optimizer = BankAdamW(world.bank, lr=0.01)
     before = {name: parameter.detach().clone() for name, parameter in world.bank.meta_down.items()}
@@ -286,7 +286,7 @@ def test_the_collapsed_lora_equals_the_live_adapter(world: World, identity: str)
         bare = world.predict()
         plain = AdapterBank(world.bank.layers, identities=["x", "y"], rank=world.bank.rank + 1, meta_rank=None, seed=0)
         plain.load_lora("y", lora)
-        inject(world.backbone.transformer, plain)
+        inject(world.backbone.denoiser, plain)
         plain.set_route(torch.ones(len(ROUTE), dtype=torch.int64))
         torch.testing.assert_close(world.predict(), live, rtol=1e-4, atol=1e-5)
     assert (live - bare).abs().max() > 0.01
@@ -323,7 +323,7 @@ def test_the_exported_file_in_the_stock_pipeline_gives_the_live_adapter_s_image(
     assert set(load_lora(tmp_path / "eve.safetensors").down) == set(world.backbone.target_layers())
 
 
-def test_layers_without_a_match_are_listed(tiny_backbone: FluxBackbone) -> None:
+def test_layers_without_a_match_are_listed(tiny_backbone: DiffusersBackbone) -> None:
     shapes = layer_shapes(tiny_backbone.target_layers())
     first = next(iter(shapes))
     for wrong in (
@@ -335,5 +335,5 @@ def test_layers_without_a_match_are_listed(tiny_backbone: FluxBackbone) -> None:
         with pytest.raises(
             UserError, match=r"1 of 2\d adapter layers have no match in the model: \w*transformer_blocks"
         ):
-            inject(tiny_backbone.transformer, bank)
-        assert not any("forward" in vars(module) for module in tiny_backbone.transformer.modules())
+            inject(tiny_backbone.denoiser, bank)
+        assert not any("forward" in vars(module) for module in tiny_backbone.denoiser.modules())

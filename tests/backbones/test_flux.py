@@ -1,18 +1,23 @@
 """The FLUX backbone follows the stock pipeline in every convention, and says so when it cannot be opened."""
 
+import gc
 import json
 import shutil
+import weakref
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import make_tiny_flux
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
 from metalora.adapters.bank import row_sizes
 from metalora.adapters.inject import layer_shapes
+from metalora.backbones.backbone import DiffusersBackbone
 from metalora.backbones.fingerprint import fingerprint
-from metalora.backbones.flux import FluxBackbone, block_linears, load_flux, pack, unpack
+from metalora.backbones.flux import block_linears, load_flux, pack, unpack
 from metalora.core.contracts import Backbone
 from metalora.core.errors import UserError
 
@@ -26,14 +31,14 @@ def stock(tiny_flux_dir: Path) -> FluxPipeline:
     return pipeline
 
 
-def test_it_is_a_backbone(tiny_backbone: FluxBackbone) -> None:
+def test_it_is_a_backbone(tiny_backbone: DiffusersBackbone) -> None:
     assert isinstance(tiny_backbone, Backbone)
     assert tiny_backbone.pixel_multiple == 8
-    assert not any(parameter.requires_grad for parameter in tiny_backbone.transformer.parameters())
-    assert not tiny_backbone.transformer.training
+    assert not any(parameter.requires_grad for parameter in tiny_backbone.denoiser.parameters())
+    assert not tiny_backbone.denoiser.training
 
 
-def test_text_is_what_the_pipeline_embeds(tiny_backbone: FluxBackbone, stock: FluxPipeline) -> None:
+def test_text_is_what_the_pipeline_embeds(tiny_backbone: DiffusersBackbone, stock: FluxPipeline) -> None:
     text = tiny_backbone.encode_text(CAPTIONS)
     with torch.no_grad():
         tokens, pooled, _ = stock.encode_prompt(CAPTIONS, max_sequence_length=8)
@@ -41,7 +46,9 @@ def test_text_is_what_the_pipeline_embeds(tiny_backbone: FluxBackbone, stock: Fl
     assert torch.equal(text.pooled_BP, pooled) and not torch.equal(pooled[0], pooled[1])
 
 
-def test_latents_decode_to_the_image_as_the_pipeline_decodes(tiny_backbone: FluxBackbone, stock: FluxPipeline) -> None:
+def test_latents_decode_to_the_image_as_the_pipeline_decodes(
+    tiny_backbone: DiffusersBackbone, stock: FluxPipeline
+) -> None:
     pixels = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = tiny_backbone.encode_image(pixels)
     assert latents.shape == (2, 4, 4, 6) and torch.equal(latents, tiny_backbone.encode_image(pixels))
@@ -57,7 +64,9 @@ def test_packing_is_the_pipeline_s_and_turns_back() -> None:
     assert torch.equal(unpack(packed, height=4, width=6), latents)
 
 
-def test_sampling_with_predict_is_the_pipeline_s_sampling(tiny_backbone: FluxBackbone, stock: FluxPipeline) -> None:
+def test_sampling_with_predict_is_the_pipeline_s_sampling(
+    tiny_backbone: DiffusersBackbone, stock: FluxPipeline
+) -> None:
     steps, guidance = 3, 3.5
     noise = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(1))
     arguments = {"height": 16, "width": 24, "max_sequence_length": 8, "output_type": "latent"}
@@ -74,7 +83,7 @@ def test_sampling_with_predict_is_the_pipeline_s_sampling(tiny_backbone: FluxBac
     torch.testing.assert_close(pack(ours), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_samples_of_a_batch_do_not_see_each_other(tiny_backbone: FluxBackbone) -> None:
+def test_samples_of_a_batch_do_not_see_each_other(tiny_backbone: DiffusersBackbone) -> None:
     x, t = torch.randn(3, 4, 6, 4), torch.tensor([0.1, 0.5, 0.9])
     text = tiny_backbone.encode_text([*CAPTIONS, "a man"])
     with torch.no_grad():
@@ -85,7 +94,7 @@ def test_samples_of_a_batch_do_not_see_each_other(tiny_backbone: FluxBackbone) -
             torch.testing.assert_close(alone, together[pick], rtol=1e-4, atol=1e-5)
 
 
-def test_time_text_and_guidance_are_heard(tiny_backbone: FluxBackbone) -> None:
+def test_time_text_and_guidance_are_heard(tiny_backbone: DiffusersBackbone) -> None:
     x, text = torch.randn(1, 4, 4, 4), tiny_backbone.encode_text(CAPTIONS)
     first = {"t_B": torch.tensor([0.5]), "text": text.rows(torch.tensor([0])), "guidance": 1.0}
     with torch.no_grad():
@@ -94,11 +103,11 @@ def test_time_text_and_guidance_are_heard(tiny_backbone: FluxBackbone) -> None:
             assert not torch.equal(base, tiny_backbone.predict(x, **{**first, **change})), change
 
 
-def test_encoders_are_released_and_come_back(tiny_backbone: FluxBackbone, stock: FluxPipeline) -> None:
-    transformer = tiny_backbone.transformer
+def test_encoders_are_released_and_come_back(tiny_backbone: DiffusersBackbone, stock: FluxPipeline) -> None:
+    transformer = tiny_backbone.denoiser
     before = tiny_backbone.encode_text(CAPTIONS).tokens_BLD
     tiny_backbone.release_encoders()
-    assert tiny_backbone._encoders is None
+    assert tiny_backbone._text is None and tiny_backbone._vae is None
     pipeline = tiny_backbone.pipeline()
     assert pipeline.transformer is transformer
     assert torch.equal(tiny_backbone.encode_text(CAPTIONS).tokens_BLD, before)
@@ -110,16 +119,57 @@ def test_encoders_are_released_and_come_back(tiny_backbone: FluxBackbone, stock:
     assert (images[0] == images[1]).all()
 
 
+def test_the_encoders_leave_before_the_denoiser_comes(tiny_backbone: DiffusersBackbone) -> None:
+    tiny_backbone.encode_text(["a man"])
+    tiny_backbone.encode_image(torch.zeros(1, 3, 16, 16))
+    assert tiny_backbone._text is not None and tiny_backbone._vae is not None
+    parts = [tiny_backbone._text.text_encoder_2, tiny_backbone._text.text_encoder, tiny_backbone._vae]
+    alive = [weakref.ref(part) for part in parts]
+    del parts
+    seen: list[int] = []
+    read = FluxTransformer2DModel.from_pretrained
+
+    def counting(*arguments: Any, **options: Any) -> FluxTransformer2DModel:
+        gc.collect()
+        seen.append(sum(part() is not None for part in alive))
+        return read(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FluxTransformer2DModel, "from_pretrained", counting)
+        drawing = tiny_backbone.pipeline(text=False)
+    assert seen == [0] and drawing.text_encoder is None and drawing.text_encoder_2 is None
+
+
+def test_widths_are_known_without_weights(tiny_flux_dir: Path, tmp_path: Path) -> None:
+    expected = layer_shapes(load_flux(tiny_flux_dir, name="tiny").target_layers())
+    shutil.copytree(tiny_flux_dir, tmp_path / "flux")
+    weights = tmp_path / "flux/transformer/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"not read")
+    assert load_flux(tmp_path / "flux", name="tiny").layer_shapes == expected and len(expected) == 20
+
+
+def test_a_sharded_directory_is_the_same_model(tiny_flux_dir: Path, tmp_path: Path) -> None:
+    make_tiny_flux(tmp_path / "flux", max_shard_size="60KB")
+    shards = sorted((tmp_path / "flux/transformer").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    whole, parts = (load_flux(folder, name="tiny").denoiser for folder in (tiny_flux_dir, tmp_path / "flux"))
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(one, other)
+    shards[1].unlink()
+    with pytest.raises(UserError, match=rf"cannot be opened; .*got no {shards[1].name} of its index in .*transformer"):
+        load_flux(tmp_path / "flux", name="tiny")
+
+
 def test_weights_are_read_only_when_needed(tiny_flux_dir: Path) -> None:
     backbone = load_flux(tiny_flux_dir, name="tiny")
     backbone.encode_text(["a man"])
-    assert "transformer" not in vars(backbone), "text encoders and transformer would share memory"
+    assert "denoiser" not in vars(backbone), "text encoders and transformer would share memory"
 
 
 def test_dtype_and_gradient_checkpointing(tiny_flux_dir: Path) -> None:
     backbone = load_flux(tiny_flux_dir, name="tiny", dtype="bfloat16", max_text_tokens=8, gradient_checkpointing=True)
-    assert {parameter.dtype for parameter in backbone.transformer.parameters()} == {torch.bfloat16}
-    assert backbone.transformer.gradient_checkpointing
+    assert {parameter.dtype for parameter in backbone.denoiser.parameters()} == {torch.bfloat16}
+    assert backbone.denoiser.gradient_checkpointing
     text = backbone.encode_text(CAPTIONS[:1])
     assert text.tokens_BLD.dtype == torch.bfloat16
     assert backbone.predict(torch.randn(1, 4, 4, 4), t_B=torch.tensor([0.5]), text=text, guidance=1.0).shape[1] == 4
@@ -146,7 +196,7 @@ def test_the_fingerprint_is_the_weights_and_the_configuration(tiny_flux_dir: Pat
 def test_a_directory_that_is_no_flux_pipeline_is_refused(tiny_flux_dir: Path, tmp_path: Path) -> None:
     def refused(match: str) -> None:
         with pytest.raises(UserError, match=match + r".*key: backbone\.path"):
-            load_flux(tmp_path / "flux", name="x").transformer  # noqa: B018
+            load_flux(tmp_path / "flux", name="x").denoiser  # noqa: B018
 
     refused("expected a FluxPipeline directory.*is no directory")
     (tmp_path / "flux").mkdir()

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
 from PIL import Image
 
 from metalora.adapters.artifacts import save_lora
@@ -12,6 +13,7 @@ from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest
 from metalora.inference.generate import GenerationJob, generate, image_noise
+from metalora.inference.start import load_start
 
 SIZE = (16, 24)
 SETTING = {"steps": 3, "guidance": 3.5, "size": SIZE}
@@ -191,6 +193,80 @@ def test_manifest_says_how_each_image_was_made(tiny_backbone, jobs, tmp_path):
     assert last["file"] == "images/bob/lora-r1-000005/style-00-1.png"
     assert last["base_model"].startswith("tiny@") and last["size"] == [16, 24] and last["steps"] == 3
     assert lines[0]["lora"] == "" and lines[0]["method"] == "base"
+
+
+def test_strength_scales_the_update(tiny_backbone, loras, tmp_path):
+    ann, base = job("ann", loras["ann"]), job("man", None)
+    (plain,) = generate(tiny_backbone, [base], **SETTING, batch_size=1, out=tmp_path / "base")
+    made = {}
+    for strength in (0.0, 0.1, 1.0):
+        out = tmp_path / str(strength)
+        (record,) = generate(tiny_backbone, [ann], **SETTING, batch_size=1, out=out, strength=strength)
+        assert record.strength == strength
+        made[strength] = np.abs(pixels(out, record) - pixels(tmp_path / "base", plain)).mean()
+    assert made[0.0] < 0.5 < made[0.1] < made[1.0]
+    spy = Spy()  # another strength is another image
+    generate(tiny_backbone, [ann], **SETTING, batch_size=1, out=tmp_path / "1.0", strength=0.5, progress=spy)
+    assert spy.seen[0] == (0, 1)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A photo of other proportions than the images to make, and its mask: white on the right half."""
+    draw = np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 256, (40, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    mask = np.zeros((40, 80), dtype=np.uint8)
+    mask[:, 40:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path / "photo.png", tmp_path / "mask.png"
+
+
+@pytest.mark.parametrize(("masked", "kind"), [(False, FluxImg2ImgPipeline), (True, FluxInpaintPipeline)])
+def test_drawing_over_a_picture_is_stock_diffusers(
+    tiny_backbone, tiny_flux_dir, loras, picture, tmp_path, masked, kind
+):
+    start = load_start(picture[0], picture[1] if masked else None, size=SIZE, denoise=0.7, steps=3)
+    assert start.image.size == (24, 16) and (not masked or np.asarray(start.mask).mean() == 127.5)
+    jobs = [job("bob", loras["bob"], seed=2), job("ann", loras["ann"], seed=3), job("man", None, seed=3)]
+    records = generate(tiny_backbone, jobs, **SETTING, batch_size=4, out=tmp_path / "out", start=start)
+    assert records[1].denoise == 0.7 and records[1].start_sha256 == start.digest
+    stock = kind.from_pretrained(tiny_flux_dir)
+    stock.set_progress_bar_config(disable=True)
+    for record, lora in ((records[2], None), (records[1], loras["ann"])):
+        if lora is not None:
+            stock.load_lora_weights(str(lora.parent), weight_name=lora.name)
+        theirs = stock(
+            PROMPTS["frontal-00"],
+            image=start.image,
+            **({"mask_image": start.mask} if masked else {}),
+            strength=0.7,
+            generator=image_noise(seed=3, prompt_id="frontal-00"),
+            num_inference_steps=3,
+            guidance_scale=3.5,
+            height=SIZE[0],
+            width=SIZE[1],
+            max_sequence_length=tiny_backbone.max_text_tokens,
+        ).images[0]
+        assert np.abs(pixels(tmp_path / "out", record) - np.asarray(theirs, dtype=np.int16)).max() <= 1
+
+
+def test_pictures_that_cannot_be_drawn_over(picture, tmp_path):
+    photo, mask = picture
+    black = tmp_path / "black.png"
+    Image.new("L", (80, 40)).save(black)
+    for arguments, message in (
+        ({"denoise": 0.0}, "nothing would be drawn.*key: denoise"),
+        ({"denoise": 1.5}, "nothing would be drawn.*at most 1"),
+        ({"denoise": 0.3}, "nothing would be drawn"),  # of 3 steps, none
+        ({"mask": black}, "the mask leaves nothing to draw.*key: mask"),
+        ({"mask": tmp_path / "none.png"}, "none.png.*key: mask"),
+    ):
+        values = {"mask": mask, "denoise": 0.7} | arguments
+        with pytest.raises(UserError, match=message):
+            load_start(photo, values["mask"], size=SIZE, denoise=values["denoise"], steps=3)
+    Image.new("L", (40, 80), 255).save(black)
+    with pytest.raises(UserError, match="the mask does not fit the picture; expected 80 x 40 pixels; got 40 x 80"):
+        load_start(photo, black, size=SIZE, denoise=0.7, steps=3)
 
 
 def test_bad_requests(tiny_backbone, jobs, loras, tmp_path):

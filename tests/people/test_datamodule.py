@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metalora.core.contracts import Batch, TextEmbedding, TrainingImage, TrainingPerson
+from metalora.core.flow import RectifiedFlow
 from metalora.core.noise import noise, timestep
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
@@ -31,7 +32,7 @@ def people() -> list[TrainingPerson]:
 
 def module(batch_size: int = 2) -> IdentityDataModule:
     sampler = CohortSampler(people(), batch_size=batch_size, seed=5)
-    return IdentityDataModule(people(), sampler=sampler, texts=TEXTS, seed=5)
+    return IdentityDataModule(people(), sampler=sampler, texts=TEXTS, objective=RectifiedFlow(), seed=5)
 
 
 def take(stream: object, count: int) -> list[Batch]:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
 from PIL import Image
@@ -182,6 +183,8 @@ def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest
     assert (out / "images" / record["file"]).is_file()
     main(["export", f"lora={lora}", "dtype=bfloat16"])
     assert lora.with_name("lora-000002-bfloat16.safetensors").stat().st_size < lora.stat().st_size
+    assert "Consent" in lora.with_name("README.md").read_text()
+    share_it_everywhere(lora, out, prompt)
     main(["evaluate", f"images={out / 'images'}", f"out={out}/scores"])
     scores = read_scores([out / "scores" / "scores.parquet"])
     row = scores[scores["method"] == "meta_lora"].iloc[0]
@@ -192,6 +195,43 @@ def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest
     with pytest.raises(SystemExit):  # the same folder under another configuration
         main(["personalize", *me, f"out={out}", *SMALL[:8], "learning_rate=1e-4"])
     assert "key: learning_rate" in capsys.readouterr().err and lora.read_bytes() == before
+
+
+def share_it_everywhere(lora: Path, out: Path, prompt: str) -> None:
+    """Both layouts, the card, and the base model with the LoRA in its weights: the same picture from each."""
+    samples, ours = f"samples={out}/images", out / "share" / "me.safetensors"
+    main(["export", f"lora={lora}", "format=all", samples, f"out={ours}"])
+    theirs = ours.with_name("me-kohya.safetensors")
+    card = ours.with_name("README.md").read_text()
+    assert "me-kohya.safetensors" in card and "samples/style-01-0.png" in card
+    assert (ours.parent / "samples" / "style-01-0.png").is_file()
+    main(["export", f"lora={lora}", "merge=true", f"out={out}/merged"])
+    pictures = []
+    for name, given in (
+        ("plain", [f"lora={lora}"]),
+        ("kohya", [f"lora={theirs}"]),
+        ("base", [f"backbone.path={out}/merged"]),
+    ):
+        main(["generate", *given, f"prompt={prompt}", "sampling.steps=1", f"out={out}/{name}"])
+        (path,) = (out / name).rglob("*.png")
+        pictures.append(np.asarray(Image.open(path), dtype=np.int16))
+    assert np.array_equal(pictures[0], pictures[1]) and np.abs(pictures[0] - pictures[2]).max() <= 1
+    start = next((out / "plain").rglob("*.png"))
+    main(["generate", f"lora={lora}", f"prompt={prompt}", f"init_image={start}", "denoise=0.5", f"out={out}/over"])
+    (line,) = (out / "over" / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(line)["denoise"] == 0.5 and json.loads(line)["start_sha256"]
+
+
+def test_a_reader_that_leaves_is_no_error(outputs: Path, tmp_path: Path) -> None:
+    """`metalora export ... | head -1`"""
+    lora = next((outputs / "reproduce" / "personalize").glob("lora-*/*/lora-*.safetensors"))
+    command = [sys.executable, "-u", "-m", "metalora", "export", f"lora={lora}", f"out={tmp_path}/me.safetensors"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        said = run.stderr.read()
+        assert run.wait(timeout=120) == 141 and "Traceback" not in said, said
+    assert (tmp_path / "me.safetensors").is_file()
 
 
 def test_images_of_another_program_are_scored_from_their_list_alone(outputs: Path, tmp_path: Path) -> None:

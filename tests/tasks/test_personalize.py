@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from metalora.adapters.artifacts import load_lora
-from metalora.backbones.flux import FluxBackbone
+from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import Box, DetectedFace
 from metalora.people.folder import PersonFolder
 from metalora.tasks.personalize import artifact_of, personalize
@@ -24,7 +24,7 @@ class OneFace:
 
 
 @pytest.fixture
-def setting(tiny_backbone: FluxBackbone, tmp_path: Path) -> Setting:
+def setting(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> Setting:
     setting = Setting(
         {
             "name": "test",

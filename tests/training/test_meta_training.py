@@ -14,7 +14,7 @@ from training_runs import STAGE1, make_people, make_texts, same_file, stage1
 from metalora.adapters.artifacts import load_prior
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import layer_shapes
-from metalora.backbones.flux import FluxBackbone
+from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import Batch, TrainingPerson
 from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
@@ -76,7 +76,7 @@ def probe() -> Probe:
 
 
 def test_meta_down_stands_still_bit_for_bit_in_every_warm_up_and_moves_afterwards(
-    tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe
 ) -> None:
     stage1(tiny_backbone, tmp_path, callbacks=[probe])
     schedule = plan()
@@ -92,7 +92,7 @@ def test_meta_down_stands_still_bit_for_bit_in_every_warm_up_and_moves_afterward
         assert equal(after["meta_down"], before["meta_down"]) and equal(after["meta_state"], before["meta_state"])
 
 
-def test_only_the_rows_of_the_batch_move(tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe) -> None:
+def test_only_the_rows_of_the_batch_move(tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe) -> None:
     stage1(tiny_backbone, tmp_path, callbacks=[probe], batch_size=1, uses_per_example=8 / 12)
     for batch, before, after in zip(probe.batches, probe.before, probe.after, strict=True):
         present = {sample.row for sample in batch.samples}
@@ -100,7 +100,7 @@ def test_only_the_rows_of_the_batch_move(tiny_backbone: FluxBackbone, tmp_path: 
             assert torch.equal(before["rows"][row], after["rows"][row]) == (row not in present)
 
 
-def test_the_run_ends_exactly_at_q_total(tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe) -> None:
+def test_the_run_ends_exactly_at_q_total(tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe) -> None:
     path = stage1(tiny_backbone, tmp_path, callbacks=[probe], q_total=13)  # inside the second visit
     assert [batch.iteration for batch in probe.batches] == list(range(13))
     prior = load_prior(path)
@@ -109,7 +109,7 @@ def test_the_run_ends_exactly_at_q_total(tiny_backbone: FluxBackbone, tmp_path: 
     assert equal([prior.meta_down[name] for name in layers], probe.after[-1]["meta_down"])
 
 
-def test_reset_slots_start_every_visit_afresh(tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe) -> None:
+def test_reset_slots_start_every_visit_afresh(tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe) -> None:
     stage1(tiny_backbone, tmp_path, callbacks=[probe], slots="reset")
     schedule = plan()
     fresh = AdapterBank(layer_shapes(tiny_backbone.target_layers()), identities=["a", "b"], rank=1, meta_rank=4, seed=0)
@@ -121,7 +121,9 @@ def test_reset_slots_start_every_visit_afresh(tiny_backbone: FluxBackbone, tmp_p
         assert all(not bool(value.any()) for value in start["row_state"].values())
 
 
-def test_reused_slots_go_on_with_numbers_and_moments(tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe) -> None:
+def test_reused_slots_go_on_with_numbers_and_moments(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe
+) -> None:
     stage1(tiny_backbone, tmp_path, callbacks=[probe], slots="reuse")
     schedule = plan()
     assert probe.before[0]["rows"].any(dim=1).all()
@@ -132,7 +134,7 @@ def test_reused_slots_go_on_with_numbers_and_moments(tiny_backbone: FluxBackbone
         assert start["identities"] != end["identities"]
 
 
-def test_persisting_identities_keep_their_own(tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe) -> None:
+def test_persisting_identities_keep_their_own(tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe) -> None:
     stage1(tiny_backbone, tmp_path, callbacks=[probe], slots="persist")
     schedule = plan()
     names = probe.before[0]["identities"]
@@ -148,14 +150,16 @@ def test_persisting_identities_keep_their_own(tiny_backbone: FluxBackbone, tmp_p
     assert probe.before[24]["row_state"]["step"].min() >= 7  # everybody has had one visit
 
 
-def test_every_image_of_a_bucket_is_used_equally(tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe) -> None:
+def test_every_image_of_a_bucket_is_used_equally(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe
+) -> None:
     stage1(tiny_backbone, tmp_path, callbacks=[probe], q_total=8)
     uses = [(sample.identity, sample.image) for batch in probe.batches for sample in batch.samples]
     counts = {use: uses.count(use) for use in uses}
     assert len(counts) == 12 and set(counts.values()) <= {2, 3}  # 32 uses of 12 images
 
 
-def test_a_photo_at_two_resolutions_counts_once(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_a_photo_at_two_resolutions_counts_once(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     people = [
         TrainingPerson(
             one.identity, one.caption, tuple(replace(image, source=image.source[-1]) for image in one.images)
@@ -171,14 +175,14 @@ def test_a_photo_at_two_resolutions_counts_once(tiny_backbone: FluxBackbone, tmp
     assert "3 people are never trained" in told[0]
 
 
-def test_golden_loss_curve(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_golden_loss_curve(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     stage1(tiny_backbone, tmp_path, q_total=12)
     with (tmp_path / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file)]
     assert losses == pytest.approx(GOLDEN, rel=1e-4)
 
 
-def test_what_is_there_is_not_made_again(tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe) -> None:
+def test_what_is_there_is_not_made_again(tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe) -> None:
     path = stage1(tiny_backbone, tmp_path, q_total=8, prior_every=4)
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert {"prior-000004.safetensors", "prior-000008.safetensors"} <= {file.name for file in stamps}
@@ -188,7 +192,7 @@ def test_what_is_there_is_not_made_again(tiny_backbone: FluxBackbone, tmp_path: 
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_ended(
-    tiny_backbone: FluxBackbone, tmp_path: Path, probe: Probe
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe
 ) -> None:
     uncut = stage1(tiny_backbone, tmp_path / "uncut", q_total=20)
     stage1(tiny_backbone, tmp_path / "grown", q_total=11)
@@ -209,7 +213,7 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
     ],
 )
 def test_a_folder_of_another_configuration_is_refused_and_left_alone(
-    tiny_backbone: FluxBackbone, tmp_path: Path, changes: dict[str, Any], key: str
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, changes: dict[str, Any], key: str
 ) -> None:
     path = stage1(tiny_backbone, tmp_path, q_total=5)
     before = path.read_bytes()
@@ -225,7 +229,7 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(
     assert path.read_bytes() == before
 
 
-def test_a_rank_above_r1_and_unknown_slots_are_refused(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_a_rank_above_r1_and_unknown_slots_are_refused(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rank"):
         stage1(tiny_backbone, tmp_path, rank=5)
     with pytest.raises(UserError, match=r"stage1\.slots"):

@@ -11,7 +11,7 @@ from training_runs import before_call, make_people, make_prior, same_file, stage
 
 from metalora.adapters.artifacts import load_lora
 from metalora.adapters.bank import AdapterBank
-from metalora.backbones.flux import FluxBackbone
+from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import TrainingPerson
 from metalora.core.errors import UserError
 from metalora.training import personalization
@@ -38,7 +38,7 @@ def count_fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return starts
 
 
-def test_meta_down_never_moves_and_has_no_optimizer_state(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_meta_down_never_moves_and_has_no_optimizer_state(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     last = LastState()
     stage2(tiny_backbone, tmp_path, iterations=[6], callbacks=[last])
     prior = make_prior(tiny_backbone)
@@ -48,7 +48,7 @@ def test_meta_down_never_moves_and_has_no_optimizer_state(tiny_backbone: FluxBac
     assert last.bank.rows.requires_grad and all(value.requires_grad for value in last.bank.meta_down.values())
 
 
-def test_a_checkpoint_holds_the_bank_and_nothing_of_the_base(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_bank_and_nothing_of_the_base(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     last = LastState()
     stage2(tiny_backbone, tmp_path, iterations=[2], callbacks=[last])
     (path,) = tmp_path.glob("cohort-*/last.ckpt")
@@ -63,7 +63,7 @@ def test_a_checkpoint_holds_the_bank_and_nothing_of_the_base(tiny_backbone: Flux
     "settings", [{"gradient_clip": 0.01}, {"method": "lora_aug", "batch_size": 2}], ids=["meta_lora", "lora_aug"]
 )
 def test_a_cohort_gives_everybody_the_lora_of_training_alone(
-    tiny_backbone: FluxBackbone, tmp_path: Path, settings: dict[str, Any]
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     people = make_people(3)
     settings = settings | {"iterations": [20]}
@@ -79,7 +79,7 @@ def test_a_cohort_gives_everybody_the_lora_of_training_alone(
                 assert (tensor - reference).abs().max() <= 4e-4 * reference.abs().max(), (part, name)
 
 
-def test_cohorts_are_split_by_size_and_by_shapes(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_cohorts_are_split_by_size_and_by_shapes(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     people = make_people(4)
     square = people[3]
     people[3] = TrainingPerson(square.identity, square.caption, square.images[:3])  # one shape only
@@ -90,7 +90,7 @@ def test_cohorts_are_split_by_size_and_by_shapes(tiny_backbone: FluxBackbone, tm
 
 
 def test_a_short_run_is_the_start_of_a_long_one(
-    tiny_backbone: FluxBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = stage2(tiny_backbone, tmp_path / "long", iterations=[5, 10, 15])
     stage2(tiny_backbone, tmp_path / "grown", iterations=[5])
@@ -105,7 +105,7 @@ def test_a_short_run_is_the_start_of_a_long_one(
 
 
 def test_what_is_there_is_not_trained_again(
-    tiny_backbone: FluxBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = stage2(tiny_backbone, tmp_path, people=2, iterations=[2, 4])
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -119,7 +119,7 @@ def test_what_is_there_is_not_trained_again(
 
 
 def test_a_cohort_cut_between_two_exports_goes_on_as_the_same_cohort(
-    tiny_backbone: FluxBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uncut = stage2(tiny_backbone, tmp_path / "uncut", iterations=[4])
 
@@ -137,7 +137,7 @@ def test_a_cohort_cut_between_two_exports_goes_on_as_the_same_cohort(
         assert same_file(paths[4], resumed.loras[identity][4])
 
 
-def test_a_lora_that_was_deleted_is_made_again(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_a_lora_that_was_deleted_is_made_again(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     result = stage2(tiny_backbone, tmp_path, people=2, iterations=[2, 4])
     lost = result.loras["p1"][2]
     before = lost.read_bytes()
@@ -151,7 +151,7 @@ def test_a_lora_that_was_deleted_is_made_again(tiny_backbone: FluxBackbone, tmp_
     [({"learning_rate": 2e-2}, "learning_rate"), ({"rank": 1}, "rank"), ({"method": "lora_aug"}, "method, prior")],
 )
 def test_a_folder_of_another_configuration_is_refused_and_left_alone(
-    tiny_backbone: FluxBackbone, tmp_path: Path, changes: dict[str, Any], key: str
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, changes: dict[str, Any], key: str
 ) -> None:
     stage2(tiny_backbone, tmp_path, people=1, iterations=[2])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -161,7 +161,9 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_other_photos_of_the_same_name_are_another_configuration(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_other_photos_of_the_same_name_are_another_configuration(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path
+) -> None:
     stage2(tiny_backbone, tmp_path, people=1, iterations=[2])
     (person,) = make_people(1)
     other = TrainingPerson(person.identity, person.caption, person.images[1:])
@@ -169,7 +171,9 @@ def test_other_photos_of_the_same_name_are_another_configuration(tiny_backbone: 
         stage2(tiny_backbone, tmp_path, people=[other], iterations=[2])
 
 
-def test_a_refused_rank_leaves_nothing_that_refuses_the_right_one(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_a_refused_rank_leaves_nothing_that_refuses_the_right_one(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="rank"):
         stage2(tiny_backbone, tmp_path, people=1, iterations=[1], rank=5)
     stage2(tiny_backbone, tmp_path, people=1, iterations=[1], rank=4)
@@ -187,20 +191,20 @@ def test_a_refused_rank_leaves_nothing_that_refuses_the_right_one(tiny_backbone:
     ],
 )
 def test_what_cannot_be_is_refused_by_key(
-    tiny_backbone: FluxBackbone, tmp_path: Path, changes: dict[str, Any], key: str
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, changes: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(UserError, match=key):
         stage2(tiny_backbone, tmp_path, **changes)
 
 
-def test_the_file_says_how_it_was_made(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_the_file_says_how_it_was_made(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     result = stage2(tiny_backbone, tmp_path, people=1, iterations=[2], metadata={"class_noun": "woman"})
     metadata = load_lora(result.loras["p0"][2]).metadata
     expected = {"identity": "p0", "iterations": "2", "rank": "2", "method": "meta_lora", "class_noun": "woman"}
     assert expected.items() <= metadata.items()
 
 
-def test_everybody_has_their_own_class_noun(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_everybody_has_their_own_class_noun(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     nouns = {"p0": "woman", "p1": "man"}
     result = stage2(tiny_backbone, tmp_path, people=2, iterations=[2], class_nouns=nouns)
     assert {name: load_lora(paths[2]).metadata["class_noun"] for name, paths in result.loras.items()} == nouns
@@ -222,7 +226,7 @@ class Recorder(Logger):
         self.sent.append(metrics)
 
 
-def test_a_logger_is_sent_numbers_and_no_names(tiny_backbone: FluxBackbone, tmp_path: Path) -> None:
+def test_a_logger_is_sent_numbers_and_no_names(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     recorder = Recorder()
     stage2(tiny_backbone, tmp_path, people=2, iterations=[2], logger=recorder, log_every=1)
     assert recorder.sent

@@ -11,7 +11,8 @@ import pytest
 import torch
 from training_runs import STAGE1, before_call, same_file, stage1, stage2
 
-from metalora.backbones.flux import FluxBackbone, load_flux
+from metalora.backbones.backbone import DiffusersBackbone
+from metalora.backbones.flux import load_flux
 from metalora.core.errors import UserError
 from metalora.training import checkpoints, personalization
 
@@ -129,7 +130,7 @@ def test_killed_and_started_again_ends_like_uncut(
 
 
 def test_ctrl_c_saves_and_stops_after_the_iteration_at_hand(
-    tiny_backbone: FluxBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uncut = stage1(tiny_backbone, tmp_path / "uncut", q_total=12)
 
@@ -165,7 +166,7 @@ def full(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("what", ["state", "lora"])
 def test_a_full_disk_is_one_clear_line_and_harms_nothing(
-    what: str, tiny_backbone: FluxBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, tiny_backbone: DiffusersBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uncut = stage2(tiny_backbone, tmp_path / "uncut", people=2, iterations=[4, 8])
     stage2(tiny_backbone, tmp_path / "cut", people=2, iterations=[4])
@@ -198,7 +199,7 @@ def test_other_errors_while_writing_are_not_called_a_full_disk(tmp_path: Path) -
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100])
 def test_a_damaged_state_is_refused(
-    damage: Callable[[bytes], bytes], tiny_backbone: FluxBackbone, tmp_path: Path
+    damage: Callable[[bytes], bytes], tiny_backbone: DiffusersBackbone, tmp_path: Path
 ) -> None:
     stage1(tiny_backbone, tmp_path, q_total=4)
     state = tmp_path / "last.ckpt"

@@ -1,0 +1,43 @@
+"""What a device's failures mean to a person."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from metalora.core.errors import UserError
+
+
+@contextlib.contextmanager
+def explained(*, key: str) -> Iterator[None]:
+    """Turn a full or lost GPU into one line; what has been saved is still there.
+
+    Args:
+        key: the configuration keys that need less memory.
+
+    Raises:
+        UserError: out of memory, or the device failed.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = str(error).split(". ")
+        raise UserError(
+            "the GPU's memory is full; what was saved is kept, and the same command with less to hold continues",
+            expected=f"smaller values, a smaller base, or a larger GPU than one of {_capacity(said)}",
+            got=said[1] if len(said) > 1 else said[0],
+            key=key,
+        ) from error
+    except torch.AcceleratorError as error:
+        raise UserError(
+            "the GPU failed; what was saved is kept, and the same command continues once it is back",
+            expected="a working GPU",
+            got=next((line for line in str(error).splitlines() if line.strip()), type(error).__name__),
+            key="trainer.device",
+        ) from error
+
+
+def _capacity(said: list[str]) -> str:
+    """The GPU's memory in torch's words, e.g. "23.6 GiB"."""
+    words = " ".join(said).partition("total capacity of ")[2].split()
+    return " ".join(words[:2]) if len(words) > 1 else "this size"

@@ -14,7 +14,7 @@ from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, t
 EXIT_BAD_INPUT = 2
 PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
-FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root"}
+FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root", "init_image", "mask", "samples", "push"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
 
 
@@ -136,7 +136,7 @@ def _guarded(body: Callable[[], None], *, debug: bool) -> None:
         if debug:
             raise
         _fail(f"configuration: {str(error).splitlines()[0]}; key: {error.full_key}")
-    except BrokenPipeError:  # whoever read the output is gone (`| head`); what was made is whole
+    except BrokenPipeError:  # whoever read the output is gone (`| head`): it ends there, every file whole
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:

@@ -4,11 +4,14 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from metalora.core.errors import UserError
 
 PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
 """A pipeline in diffusers' layout: not the single-file weights that lie beside it."""
+UNUSED_FILES = ("*.fp16.*", "*non_ema*", "text_encoders/*")
+"""Variants of the same weights, and single files that some repositories keep in a folder."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
 
 
@@ -33,10 +36,11 @@ def model_directory(path: str | Path, *, key: str = "backbone.path") -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, _, revision = str(path).partition("@")
-    wanted = {"revision": revision or None, "allow_patterns": list(PIPELINE_FILES)}
-    with contextlib.suppress(LocalEntryNotFoundError):
-        return Path(snapshot_download(name, local_files_only=True, **wanted))
+    wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(PIPELINE_FILES)}
+    wanted["ignore_patterns"] = list(UNUSED_FILES)
     with _explained(name, key=key, to="download"):
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(snapshot_download(name, local_files_only=True, **wanted))
         return Path(snapshot_download(name, **wanted))
 
 
@@ -78,6 +82,7 @@ def _explained(name: str, *, key: str, to: str) -> Iterator[None]:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
@@ -92,8 +97,10 @@ def _explained(name: str, *, key: str, to: str) -> Iterator[None]:
     except GatedRepoError as error:
         expected = f"its licence accepted on its page, then {login}; or the path of a folder that has the model"
         raise UserError(f"{what}: access is gated", expected=expected, got="no access", key=key) from error
-    except (LocalTokenNotFoundError, RepositoryNotFoundError) as error:
+    except (HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError) as error:
         expected = f"a repository that exists and, if it is private or to be written to, {login}"
+        if to == "download":
+            expected += "; or a folder that exists"
         raise UserError(what, expected=expected, got=_first_line(error), key=key) from error
     except RevisionNotFoundError as error:
         raise UserError(what, expected="a revision that exists", got=_first_line(error), key=key) from error

@@ -148,6 +148,7 @@ def test_a_model_is_downloaded_once_and_found_offline(hub: tuple[str, type[Hub]]
     [
         ("org/gated", {}, "cannot download org/gated: access is gated; expected its licence accepted on its page"),
         ("org/nothing", {}, "cannot download org/nothing; expected a repository that exists"),
+        ("org/my--model", {}, "cannot download org/my--model; expected a repository that exists"),
         ("org/model", {"HF_HUB_OFFLINE": "1"}, "cannot download org/model: the hub cannot be reached"),
         ("org/model", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot download org/model: the hub cannot be reached"),
     ],
@@ -167,7 +168,10 @@ def test_push_makes_one_commit(hub: tuple[str, type[Hub]], tmp_path: Path) -> No
     assert call(code, tmp_path, endpoint, HF_TOKEN=TOKEN) == f"{endpoint}/org/me"
     assert seen.committed == {"lora.safetensors": b"a LoRA", "README.md": b"a card"}
     (made,) = seen.created
-    assert (made["organization"], made["name"]) == ("org", "me") and "private" in (made.get("visibility"), *made)
+    assert (made["organization"], made["name"]) == ("org", "me") and "private" in (
+        made.get("visibility"),
+        made.get("private") and "private",
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """The README.md beside a LoRA: what it is, how to use it, what it may be used for. Also a model card for the hub."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from metalora.core.contracts import LoraFile
+from metalora.core.contracts import METHODS, LoraFile
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,28 @@ def card_path(lora: Path) -> Path:
     return readme if ours else lora.with_name(f"{lora.stem}.README.md")
 
 
-def model_card(lora: LoraFile, *, files: Sequence[str], samples: Mapping[str, str] | None = None) -> str:
-    """The card's Markdown, with the hub's front matter.
+def model_card(lora: LoraFile, *, files: Mapping[str, str], samples: Mapping[str, str] | None = None) -> str:
+    """The card's Markdown, with the hub's front matter. Of somebody else's LoRA it says only what the file tells.
 
     Args:
-        files: the LoRA's files beside the card; the first is the one that diffusers loads.
+        files: the LoRA's files beside the card -> their layout.
         samples: picture beside the card -> the prompt that made it.
     """
     told, samples = lora.metadata, samples or {}
+    ours = told.get("method") in METHODS
     base = BASE_MODELS.get(told.get("backbone", ""))
     caption = told.get("caption", f"a photo of a {told.get('class_noun', 'person')}")
     parts = [
         _front_matter(base, samples),
-        f"# {told.get('identity', 'A person')}: a rank-{told.get('rank', '?')} LoRA\n\n"
+        f"# {told.get('identity', 'A person')}: a rank-{told.get('rank', '?')} LoRA",
         f"Draws one {told.get('class_noun', 'person')} in any scene or style. There is no trigger word: a prompt that "
-        f'speaks of "{caption}" is enough.',
+        f'speaks of "{caption}" is enough.'
+        if ours
+        else "",
         _usage(base, told, files=files, prompt=f"{caption} on a beach, smiling"),
         _files(files),
         _samples(samples),
-        _making(told),
+        _making(told) if ours else "",
         "## Consent\n\nThis LoRA draws a real or synthetic person. Use it only as that person has agreed to."
         + (f"\n\nThe licence of the base model, {base.hub_id}, holds for what it draws." if base else ""),
     ]
@@ -110,10 +113,12 @@ def _front_matter(base: BaseModel | None, samples: Mapping[str, str]) -> str:
     return "---\n" + "\n".join(lines) + "\n---"
 
 
-def _usage(base: BaseModel | None, told: Mapping[str, str], *, files: Sequence[str], prompt: str) -> str:
-    command = f'    metalora generate lora={files[0]} prompt="{prompt}"'
+def _usage(base: BaseModel | None, told: Mapping[str, str], *, files: Mapping[str, str], prompt: str) -> str:
+    first = next((file for file, layout in files.items() if layout == "diffusers"), next(iter(files)))
+    of_base = f"backbone={told['backbone']} " if "backbone" in told else ""
+    command = f'metalora generate {of_base}lora={first} prompt="{prompt}"'
     if base is None:
-        return f"## Use\n\nMade for the base model `{told.get('backbone', 'unknown')}`.\n\n{command}"
+        return f"## Use\n\nMade for the base model `{told.get('backbone', 'unknown')}`.\n\n    {command}"
     return f"""## Use
 
 ```python
@@ -121,20 +126,20 @@ import torch
 from diffusers import {base.pipeline}
 
 pipe = {base.pipeline}.from_pretrained("{base.hub_id}", torch_dtype=torch.bfloat16).to("cuda")
-pipe.load_lora_weights(".", weight_name="{files[0]}")
+pipe.load_lora_weights(".", weight_name="{first}")
 image = pipe(
     {json.dumps(prompt)},
     height={base.size}, width={base.size}, num_inference_steps={base.steps}, guidance_scale={base.guidance},
 ).images[0]
 ```
 
-Or `metalora generate backbone={told["backbone"]} lora={files[0]} prompt="{prompt}"`.
+Or `{command}`.
 Strength 1.0 is the full effect."""
 
 
-def _files(files: Sequence[str]) -> str:
-    readers = ("diffusers, metalora", "ComfyUI and other programs that read Kohya's layout")
-    return "## Files\n\n" + "\n".join(f"- `{file}`: {readers['kohya' in file]}" for file in files)
+def _files(files: Mapping[str, str]) -> str:
+    readers = {"diffusers": "diffusers, metalora", "kohya": "ComfyUI and other programs that read Kohya's layout"}
+    return "## Files\n\n" + "\n".join(f"- `{file}`: {readers[layout]}" for file, layout in files.items())
 
 
 def _samples(samples: Mapping[str, str]) -> str:

@@ -96,16 +96,17 @@ def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, 
         UserError: neither layout, half a pair of matrices, or shapes that do not fit each other.
     """
     kohya = any(key.startswith(_KOHYA) for key in tensors)
+    told = {name: value for name, value in metadata.items() if name != _PEFT}  # its scale is folded in: no longer true
     pairs = _pairs(tensors, ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B"), where=where)
     if kohya:
         down, up = _from_kohya(pairs, where=where)
         flux = all(name.startswith(tuple(own for own, _ in _BLOCKS.values())) for name in down)
-        return LoraFile(down=down, up=up, metadata=dict(metadata), component="transformer" if flux else "unet")
+        return LoraFile(down=down, up=up, metadata=told, component="transformer" if flux else "unet")
     component = next(iter(pairs)).partition(".")[0]
     if component not in COMPONENTS:
         raise _strange(where, next(iter(pairs)))
     down, up = _from_diffusers(pairs, metadata, prefix=f"{component}.", where=where)
-    return LoraFile(down=down, up=up, metadata=dict(metadata), component=component)
+    return LoraFile(down=down, up=up, metadata=told, component=component)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,10 @@ def _from_diffusers(
 
 def _peft_scales(metadata: Mapping[str, str], *, prefix: str) -> Callable[[str, int], float]:
     """The scale of a layer under PEFT's configuration, where the header holds one; else 1."""
-    config: dict[str, Any] = json.loads(metadata[_PEFT]) if _PEFT in metadata else {}
+    try:
+        config: dict[str, Any] = json.loads(metadata.get(_PEFT, "{}"))
+    except ValueError:
+        config = {}
     own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
 
     def scale(layer: str, rank: int) -> float:
@@ -222,6 +226,8 @@ def _from_kohya(pairs: Mapping[str, _Pair], *, where: str) -> tuple[dict[str, Te
     for name, pair in pairs.items():
         layers = _layers_of(name, where=where)
         up_OS = _scaled(pair.up_OS, 1.0 if pair.alpha is None else pair.alpha / len(pair.down_SI))
+        if len(layers) > 1 and (len(up_OS) % 3 if len(layers) == 3 else len(up_OS) <= 3 * pair.down_SI.shape[1]):
+            raise _strange(where, f"{name} with {len(up_OS)} outputs")
         for layer, down_SI, part_OS in zip(layers, *_parted(pair.down_SI, up_OS, parts=len(layers)), strict=True):
             down[layer], up[layer] = down_SI, part_OS
     return down, up
@@ -250,7 +256,7 @@ def _parted(down_SI: Tensor, up_OS: Tensor, *, parts: int) -> tuple[list[Tensor]
     blocks = [part.split(rank, dim=1) for part in ups] if rank and not rest else []
     if parts > 1 and blocks and not any(b.any() for i, row in enumerate(blocks) for j, b in enumerate(row) if i != j):
         return list(down_SI.split(rank)), [row[place].contiguous() for place, row in enumerate(blocks)]
-    return [down_SI] * parts, [part.contiguous() for part in ups]
+    return [down_SI.clone() for _ in range(parts)], [part.clone() for part in ups]
 
 
 def _padded(tensor: Tensor, size: int, *, dim: int) -> Tensor:

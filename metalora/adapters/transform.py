@@ -1,20 +1,23 @@
 """A LoRA made into another one: other precision, strength or rank, or gone into the base model's own weights."""
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from metalora.core.atomic import share
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
-from metalora.core.lora import truncate
+from metalora.core.lora import LayerShape, truncate
 
 
 def cast(lora: LoraFile, dtype: torch.dtype) -> LoraFile:
@@ -60,6 +63,23 @@ def resized(lora: LoraFile, rank: int) -> Resized:
     return Resized(replace(lora, down=down, up=up), left / whole if whole else 1.0)
 
 
+def filled(lora: LoraFile, shapes: Mapping[str, LayerShape]) -> LoraFile:
+    """The same LoRA over all of a model's layers and of one rank: zeros where it has nothing, which changes nothing.
+
+    Layers that the model lacks are kept, for whoever loads it to refuse.
+    """
+    rank = ranks(lora)[-1]
+    down = {name: tensor.new_zeros(rank, tensor.shape[1]) for name, tensor in lora.down.items()}
+    up = {name: tensor.new_zeros(tensor.shape[0], rank) for name, tensor in lora.up.items()}
+    for name in lora.down:
+        down[name][: len(lora.down[name])] = lora.down[name]
+        up[name][:, : lora.up[name].shape[1]] = lora.up[name]
+    for name in shapes.keys() - lora.down.keys():
+        down[name] = torch.zeros(rank, shapes[name].in_features)
+        up[name] = torch.zeros(shapes[name].out_features, rank)
+    return replace(lora, down=down, up=up)
+
+
 def ranks(lora: LoraFile) -> list[int]:
     """The distinct ranks of a LoRA's layers, ascending."""
     return sorted({len(down_SI) for down_SI in lora.down.values()})
@@ -69,8 +89,8 @@ def merge_into(base: Path, lora: LoraFile, out: Path) -> int:
     """Write a copy of a pipeline directory whose denoiser has the LoRA in its weights: W0 + Up Down.
 
     Shard by shard, so that no more than one file of the base is in memory; sums are taken in float32 and kept in the
-    base's precision. Everything but the denoiser's weights is linked to the base's own files where the file system
-    can, else copied. `out` appears when it is whole.
+    base's precision. The other weights are linked to the base's own files where the file system can, the rest is
+    copied. `out` appears when it is whole.
 
     Returns:
         the number of layers that were changed.
@@ -110,7 +130,7 @@ def merge_into(base: Path, lora: LoraFile, out: Path) -> int:
 def _merge_file(source: Path, lora: LoraFile, target: Path) -> set[str]:
     merged = set()
     tensors: dict[str, Tensor] = {}
-    with safe_open(source, framework="pt") as file:
+    with _opened(source) as file:
         metadata: dict[str, str] | None = file.metadata()
         for key in file.keys():  # noqa: SIM118
             weight = file.get_tensor(key)
@@ -121,6 +141,18 @@ def _merge_file(source: Path, lora: LoraFile, target: Path) -> set[str]:
             tensors[key] = weight
     save_file(tensors, target, metadata=metadata)
     return merged
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        opened = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read", expected="a whole safetensors file", got=str(error), key="backbone.path"
+        ) from error
+    with opened as file:
+        yield file
 
 
 def _merged(weight_OI: Tensor, lora: LoraFile, layer: str) -> Tensor:
@@ -137,7 +169,11 @@ def _merged(weight_OI: Tensor, lora: LoraFile, layer: str) -> Tensor:
 
 
 def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
+    """Only weights are shared with the base: nobody edits them in place, as they do configurations."""
+    linked = False
+    if source.suffix == ".safetensors":
+        with contextlib.suppress(OSError):
+            os.link(source.resolve(), target)
+            linked = True
+    if not linked:
         shutil.copyfile(source, target)

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from metalora.backbones.directory import LOCAL, PipelineDirectory, open_directory, readable, torch_dtype
 from metalora.core.contracts import Drawing, Objective, TextEmbedding
+from metalora.core.device import explained
 from metalora.core.lora import LayerShape
+
+_MEMORY = "backbone.dtype, trainer.device"
 
 
 class Family(Protocol):
@@ -164,12 +167,13 @@ class DiffusersBackbone:
     def denoiser(self) -> Any:
         """The transformer or U-Net: frozen, in eval mode. Both encoders leave before it comes."""
         self.release_encoders()
-        with readable(self.folder):
+        with readable(self.folder), explained(key=_MEMORY):
             denoiser = self.family.model.from_pretrained(
                 self.folder, subfolder=self.component, dtype=self.dtype, **LOCAL
             )
         denoiser.requires_grad_(False).eval()
-        nn.Module.to(denoiser, self.device)
+        with explained(key=_MEMORY):
+            nn.Module.to(denoiser, self.device)
         if self.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         return denoiser
@@ -194,7 +198,8 @@ class DiffusersBackbone:
         upcast = vae.dtype == torch.float16 and bool(vae.config.force_upcast)  # SDXL's overflows in float16
         if upcast:
             vae.float()
-        mode_BCHW = vae.encode(pixels_B3HW.to(self.device, vae.dtype)).latent_dist.mode()
+        with explained(key="resolutions, trainer.device"):
+            mode_BCHW = vae.encode(pixels_B3HW.to(self.device, vae.dtype)).latent_dist.mode()
         if upcast:
             vae.half()
         if vae.config.shift_factor is not None:
@@ -204,7 +209,8 @@ class DiffusersBackbone:
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> TextEmbedding:
         """Embed captions exactly as the pipeline embeds prompts."""
-        return self.family.embed(self._text_pipeline(), list(captions), max_text_tokens=self.max_text_tokens)
+        with explained(key=_MEMORY):
+            return self.family.embed(self._text_pipeline(), list(captions), max_text_tokens=self.max_text_tokens)
 
     def predict(self, x_t_BCHW: Tensor, *, t_B: Tensor, text: TextEmbedding, guidance: float) -> Tensor:
         """The objective's target at time t in [0, 1], 1 = noise; [B, C, H, W] in the denoiser's dtype."""

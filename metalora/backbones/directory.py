@@ -40,22 +40,26 @@ class PipelineDirectory:
     @property
     def text_encoders(self) -> tuple[str, ...]:
         """The text encoders' folders."""
-        return tuple(sorted(name for name in self.index if name.startswith("text_encoder")))
+        found = (name for name, kind in self.index.items() if name.startswith("text_encoder") and kind[0] is not None)
+        return tuple(sorted(found))
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the denoiser's configuration and weights (sampled when large)."""
-        return fingerprint(self.folder / self.component)
+        with readable(self.folder):
+            return fingerprint(self.folder / self.component)
 
     @cached_property
     def encoder_fingerprint(self) -> str:
         """sha256 over the autoencoder's configuration and weights: cached latents belong to it."""
-        return fingerprint(self.folder / "vae")
+        with readable(self.folder):
+            return fingerprint(self.folder / "vae")
 
     @cached_property
     def text_fingerprint(self) -> str:
         """sha256 over the text encoders' configurations and weights: cached text embeddings belong to it."""
-        parts = [fingerprint(self.folder / name) for name in self.text_encoders]
+        with readable(self.folder):
+            parts = [fingerprint(self.folder / name) for name in self.text_encoders]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @cached_property

@@ -23,7 +23,10 @@ def fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as file:
-            digest.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError(f"{path} is no safetensors file (a pointer of Git LFS?)")
+            digest.update(file.read(8 + length))
             step = max(CHUNK, size // CHUNKS)
             for start in range(0, size, step):
                 file.seek(start)

@@ -10,7 +10,7 @@ from metalora.core.errors import UserError
 
 @contextlib.contextmanager
 def explained(*, key: str) -> Iterator[None]:
-    """Turn a full or lost GPU into one line; what has been saved is still there.
+    """Turn a full or lost GPU into one line; what has been saved is still there. Smaller values make another run.
 
     Args:
         key: the configuration keys that need less memory.
@@ -23,7 +23,7 @@ def explained(*, key: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         said = str(error).split(". ")
         raise UserError(
-            "the GPU's memory is full; what was saved is kept, and the same command with less to hold continues",
+            "the GPU's memory is full; what was saved is kept",
             expected=f"smaller values, a smaller base, or a larger GPU than one of {_capacity(said)}",
             got=said[1] if len(said) > 1 else said[0],
             key=key,

@@ -1,6 +1,7 @@
-"""How the C library treats memory that a step gives back."""
+"""Memory that was given back: to the C library, to the next job."""
 
 import ctypes
+import gc
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -18,3 +19,13 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_THRESHOLD, 32 << 20)
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(_TOP_PAD, 256 << 20)
+
+
+def free_memory() -> None:
+    """Let go of what only reference cycles still hold: a trainer keeps its model in one, and the next job's encoders
+    must not meet the last job's denoiser."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

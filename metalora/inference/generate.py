@@ -21,7 +21,7 @@ from torch import Tensor
 from metalora.adapters.artifacts import file_sha256, load_lora
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject
-from metalora.adapters.transform import scaled
+from metalora.adapters.transform import filled, ranks, scaled
 from metalora.core.atomic import write_bytes
 from metalora.core.contracts import Backbone, Drawing, GeneratedImage, LoraFile, TextEmbedding
 from metalora.core.device import explained
@@ -324,7 +324,7 @@ class _LoraRows:
         for path in dict.fromkeys(paths):
             if path not in self._held:
                 row = free.pop()
-                lora = scaled(_checked(load_lora(path), rank=self._rank), self._strength)
+                lora = filled(scaled(_checked(load_lora(path), rank=self._rank), self._strength), self.bank.layers)
                 self.bank.load_lora(str(row), lora)
                 self._held[row] = path
         row_of = {path: row for row, path in enumerate(self._held)}
@@ -332,12 +332,11 @@ class _LoraRows:
 
 
 def _checked(lora: LoraFile, *, rank: int) -> LoraFile:
-    found = {down_RI.shape[0] for down_RI in lora.down.values()}
-    if found != {rank}:
+    if ranks(lora)[-1] != rank:
         raise UserError(
             "a LoRA file does not have the rank it is asked for with",
-            expected=f"rank {rank} in every layer",
-            got=f"{sorted(found)} in {lora.path}",
+            expected=f"rank {rank}",
+            got=f"{ranks(lora)} in {lora.path}",
             key="rank",
         )
     return lora

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from metalora.adapters.artifacts import load_lora, save_lora
+from metalora.adapters.artifacts import file_sha256, load_lora, save_lora
 from metalora.adapters.card import BASE_MODELS, card_path, model_card
 from metalora.adapters.layouts import LAYOUTS
 from metalora.adapters.transform import cast, merge_into, ranks, resized, scaled
-from metalora.core.atomic import write_bytes
+from metalora.core.atomic import atomic_path, write_bytes
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest
@@ -33,17 +33,17 @@ def run(cfg: DictConfig) -> None:
         return
     targets = _targets(source, setting)
     first = next(iter(targets.values()))
-    images = _samples(Path(setting["samples"])) if setting["samples"] else {}
+    images = _samples(Path(setting["samples"]), source) if setting["samples"] else {}
     for layout, target in targets.items():
         written = cast(lora, DTYPES[setting["dtype"]])
-        with writing(target):
-            save_lora(target, written, layout=layout)
-        _read_back(target, written)
+        with writing(target), atomic_path(target) as temporary:
+            save_lora(temporary, written, layout=layout)
+            _read_back(temporary, written)
         print(f"LoRA ({layout}): {target} ({target.stat().st_size / 1024:.0f} KiB)")
     for name, (image, _) in images.items():
         with writing(first.parent / name):
             write_bytes(first.parent / name, image.read_bytes())
-    card, files = card_path(first), [path.name for path in targets.values()]
+    card, files = card_path(first), {path.name: layout for layout, path in targets.items()}
     text = model_card(lora, files=files, samples={name: prompt for name, (_, prompt) in images.items()})
     with writing(card):
         write_bytes(card, text.encode())
@@ -103,17 +103,26 @@ def _merge(lora: LoraFile, setting: Setting) -> None:
     if not setting["out"]:
         raise UserError("merging needs a place", expected="out=FOLDER for the new base model", got="none", key="out")
     out = Path(setting["out"])
+    setting.backbone  # noqa: B018  # opened once: a directory that is not whole is told here
     with writing(out):
         changed = merge_into(model_directory(setting["backbone.path"]), lora, out)
     print(f"merged into {changed} layers: {out}; use it with backbone.path={out}")
 
 
-def _samples(folder: Path) -> dict[str, tuple[Path, str]]:
-    """The images of a `generate` folder: name beside the card -> file and prompt."""
-    return {
-        f"samples/{image.prompt_id}-{image.seed}.png": (folder / image.file, image.prompt)
-        for image in read_manifest(folder)
-    }
+def _samples(folder: Path, lora: Path) -> dict[str, tuple[Path, str]]:
+    """The images that this LoRA drew in a `generate` folder, nobody else's: name beside the card -> file and prompt."""
+    digest = file_sha256(lora)
+    drawn = [image for image in read_manifest(folder) if image.lora_sha256 == digest]
+    found = {f"samples/{image.prompt_id}-{image.seed}.png": (folder / image.file, image.prompt) for image in drawn}
+    missing = [str(path) for path, _ in found.values() if not path.is_file()]
+    if not drawn or missing or len(found) < len(drawn):
+        raise UserError(
+            "there are no samples of this LoRA",
+            expected=f"a folder that `metalora generate lora={lora}` made",
+            got=f"no {missing[0]}" if missing else f"{len(drawn)} images by it under {len(found)} names in {folder}",
+            key="samples",
+        )
+    return found
 
 
 def _check(setting: Setting) -> None:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from metalora.adapters.artifacts import file_sha256, load_lora
 from metalora.adapters.transform import ranks
-from metalora.core.contracts import TextEmbedding
+from metalora.core.contracts import METHODS, TextEmbedding
 from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob, check_size
 from metalora.inference.generate import generate as make_images
@@ -32,7 +32,8 @@ def run(cfg: DictConfig) -> None:
     if not isinstance(setting["strength"], int | float):
         raise UserError("no strength", expected="a number", got=str(setting["strength"]), key="strength")
     loaded = load_lora(lora) if lora else None
-    metadata = loaded.metadata if loaded else {}
+    ours = loaded is not None and loaded.metadata.get("method") in METHODS
+    metadata = loaded.metadata if loaded and ours else {}  # other programs mean other things by the same words
     # A prompt of the benchmark goes by its name there, so that `evaluate` can score the folder.
     names = load_prompts(Path(setting["benchmark.prompts"])).ids_by_text()
     jobs = [

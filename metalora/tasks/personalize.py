@@ -154,7 +154,7 @@ def _write_card(folder: Path, identity: str, iterations: Sequence[int]) -> None:
     files = [lora_path(folder, identity, count) for count in sorted(iterations, reverse=True)]
     card = card_path(files[0])
     with writing(card):
-        write_bytes(card, model_card(load_lora(files[0]), files=[path.name for path in files]).encode())
+        write_bytes(card, model_card(load_lora(files[0]), files={path.name: "diffusers" for path in files}).encode())
 
 
 def _check_class(prior: Prior, people: Sequence[PersonFolder], class_noun: str) -> None:

@@ -18,7 +18,7 @@ from multiprocessing.managers import SyncManager
 from typing import Any
 
 from metalora.core.errors import TERMINATED, UserError
-from metalora.core.memory import keep_freed_memory
+from metalora.core.memory import free_memory, keep_freed_memory
 from metalora.tasks.progress import Board, Progress
 
 _QUEUE: Any = None
@@ -83,6 +83,8 @@ def _run_in_worker(job: Job) -> Any:
         if stop.code == TERMINATED:
             os._exit(TERMINATED)
         raise
+    finally:
+        free_memory()
 
 
 @contextlib.contextmanager
@@ -200,7 +202,10 @@ def _run_here(jobs: Sequence[Job], *, board: Board, finished: Callable[[str, Any
         job = max((job for job in waiting if set(job.needs) <= done), key=lambda item: item.priority)
         waiting.remove(job)
         report: Progress = board.reporter(job.name)
-        result = job.function(*job.arguments, progress=report)
+        try:
+            result = job.function(*job.arguments, progress=report)
+        finally:
+            free_memory()
         done.add(job.name)
         board.finish(job.name)
         finished(job.name, result)

@@ -174,7 +174,7 @@ def run_meta_training(
                         metadata={**header, "iterations": str(iterations)},
                     )
 
-        finite = FiniteLoss(key="stage1.learning_rate")
+        finite = FiniteLoss(bank, key="stage1.learning_rate")
         hooks: list[Callback] = [
             BucketSchedule(plan, bank, slots=slots),
             finite,
@@ -202,6 +202,7 @@ def run_meta_training(
                 device=device,
                 logger=logger,
                 log_every=log_every,
+                memory_key="stage1.batch_size",
             )
         finally:
             eject(injection)

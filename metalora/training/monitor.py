@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from metalora.adapters.bank import AdapterBank
 from metalora.core.atomic import write_bytes
-from metalora.core.contracts import Batch
+from metalora.core.contracts import Batch, Sample
 from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
 from metalora.training.checkpoints import writing
@@ -70,40 +71,55 @@ class Metrics(Callback):
 class FiniteLoss(Callback):
     """Stops a run whose loss is no longer a number, before anything that came of it is kept.
 
-    Losses are looked at when a row of metrics is due (the device is waited for then anyway), and whenever somebody is
-    about to write a state or a LoRA and calls `check`.
+    Losses are looked at when a row of metrics is due (the device is waited for then anyway). Whoever is about to write
+    a state or a LoRA calls `check`, which looks at what was learned as well: a gradient may overflow where its loss
+    did not.
 
     Args:
+        bank: what is learned.
         key: the configuration key that most likely mends it.
     """
 
-    def __init__(self, *, key: str) -> None:
-        self.key = key
-        self._unseen: list[tuple[Batch, Tensor]] = []
+    def __init__(self, bank: AdapterBank, *, key: str) -> None:
+        self.bank, self.key = bank, key
+        self._unseen: list[tuple[int, tuple[Sample, ...], Tensor]] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Remember the step; look if it is time."""
-        self._unseen.append((batch, outputs["finite_B"]))
+        self._unseen.append((batch.iteration + 1, batch.samples, outputs["finite_B"]))
         if due(trainer, batch):
-            self.check()
+            self._check_losses()
 
     def check(self) -> None:
-        """Look at every step since the last look.
+        """Look at every step since the last look, and at what was learned.
 
         Raises:
-            UserError: a loss that is not finite, with its iteration and whose it is.
+            UserError: a loss that is not finite, with its iteration and whose it is; an adapter that is not finite.
         """
+        reached = self._unseen[-1][0] if self._unseen else None
+        self._check_losses()
+        learned = [self.bank.rows, *(self.bank.meta_down.values() if self.bank.train_meta_down else ())]
+        if not all(bool(torch.isfinite(values).all()) for values in learned):
+            raise UserError(
+                f"an adapter is not a number{'' if reached is None else f' at iteration {reached}'}; what was saved "
+                "before is kept",
+                expected="finite weights; a lower learning rate, or gradient_clip",
+                got="infinite or undefined ones",
+                key=self.key,
+            )
+
+    def _check_losses(self) -> None:
         if not self._unseen:
             return
-        batches, self._unseen = self._unseen, []
-        flags = torch.stack([finite_B for _, finite_B in batches]).cpu()
-        for (batch, _), finite_B in zip(batches, flags, strict=True):
+        steps, self._unseen = self._unseen, []
+        flags = torch.stack([finite_B for _, _, finite_B in steps]).cpu()
+        for (iteration, samples, _), finite_B in zip(steps, flags, strict=True):
             if not finite_B.all():
-                lost = [s.identity for s, finite in zip(batch.samples, finite_B.tolist(), strict=True) if not finite]
+                lost = [s.identity for s, finite in zip(samples, finite_B.tolist(), strict=True) if not finite]
                 raise UserError(
-                    f"the loss is not a number at iteration {batch.iteration + 1}; what was saved before is kept",
+                    f"the loss is not a number at iteration {iteration}; what was saved before is kept",
                     expected="a finite loss; a lower learning rate",
                     got=f"{len(lost)} of {len(finite_B)} samples without, of {', '.join(dict.fromkeys(lost[:3]))}",
                     key=self.key,

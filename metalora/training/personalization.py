@@ -162,7 +162,7 @@ def run_personalization(
             if prior is not None:
                 bank.load_meta_down(prior.meta_down)
             write_roster(cohort, configurations)
-            finite = FiniteLoss(key="learning_rate")
+            finite = FiniteLoss(bank, key="learning_rate")
             _train(
                 backbone,
                 bank,

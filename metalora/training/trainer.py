@@ -25,11 +25,13 @@ def fit(
     device: str,
     logger: Logger | None,
     log_every: int,
+    memory_key: str = "batch_size, cohort_size",
 ) -> None:
     """Train until `keeper.end`, from the keeper's state or from the start.
 
     Args:
         device: cpu or cuda.
+        memory_key: the configuration keys that say how much is trained at once.
 
     Raises:
         UserError: the device's memory is full, or it failed; the last saved state is kept.
@@ -55,7 +57,7 @@ def fit(
             default_root_dir=keeper.path.parent,
         )
         try:
-            with explained(key="batch_size, resolutions, backbone.gradient_checkpointing"):
+            with explained(key=f"{memory_key}, resolutions, backbone.gradient_checkpointing"):
                 trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
         except SIGTERMException:  # without a status of its own, it would pass for success
             raise SystemExit(TERMINATED) from None

@@ -106,7 +106,7 @@ def test_parts_of_different_ranks_are_fused_exactly(lora: LoraFile) -> None:
     assert_same_updates(from_tensors(to_kohya(lora), {}, where="a file"), lora)
 
 
-def test_somebody_elses_fused_up_is_dense(lora: LoraFile) -> None:
+def test_somebody_elses_fused_up_is_dense(lora: LoraFile, tmp_path: Path) -> None:
     """Trained on the fused module: every part has the whole rank, and alpha scales."""
     tensors = to_kohya(lora)
     start = "lora_unet_single_blocks_0_linear1"
@@ -114,6 +114,9 @@ def test_somebody_elses_fused_up_is_dense(lora: LoraFile) -> None:
     down, up = torch.randn(8, WIDTH, generator=draw), torch.randn(3 * WIDTH + 4 * WIDTH, 8, generator=draw)
     tensors |= {f"{start}.lora_down.weight": down, f"{start}.lora_up.weight": up, f"{start}.alpha": torch.tensor(2.0)}
     back = from_tensors(tensors, {}, where="a file")
+    for layout in ("diffusers", "kohya"):  # as it is, in its own precision
+        save_lora(tmp_path / layout, back, layout=layout)
+        assert_same_updates(load_lora(tmp_path / layout), back)
     whole = torch.cat(
         [update(back, f"single_transformer_blocks.0.{p}") for p in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
     )
@@ -127,6 +130,7 @@ def test_alpha_of_diffusers_files(lora: LoraFile, tmp_path: Path) -> None:
     special = "transformer_blocks.0.attn.to_q"
     config = {"transformer.r": 2, "transformer.lora_alpha": 4, "transformer.alpha_pattern": {special: 1}}
     back = from_tensors(tensors, {"lora_adapter_metadata": json.dumps(config)}, where="a file")
+    assert not back.metadata  # folded in, and not to be applied again
     for name in lora.down:
         factor = 0.5 if name == special else 2.0
         torch.testing.assert_close(update(back, name), factor * update(lora, name), rtol=1e-6, atol=1e-6)
@@ -141,6 +145,10 @@ def test_alpha_of_diffusers_files(lora: LoraFile, tmp_path: Path) -> None:
         (lambda t: t.update({"lora_te1_text.lora_down.weight": torch.zeros(1)}), "half a pair.*lora_te1_text"),
         (lambda t: t.update({"strange": torch.zeros(1)}), "strange"),
         (lambda t: t.clear(), "no tensor"),
+        (
+            lambda t: t.update({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.zeros(100, 6)}),
+            "img_attn_qkv with 100 outputs",
+        ),
         (
             lambda t: t.update({"lora_unet_double_blocks_0_img_mlp_0.lora_up.weight": torch.zeros(128, 7)}),
             "img_mlp_0 of rank 2 and 7",

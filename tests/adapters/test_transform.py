@@ -9,7 +9,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from metalora.adapters.artifacts import save_lora
-from metalora.adapters.transform import cast, merge_into, ranks, resized, scaled
+from metalora.adapters.transform import cast, filled, merge_into, ranks, resized, scaled
 from metalora.backbones.flux import load_flux
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
@@ -70,6 +70,20 @@ def test_half_the_strength_is_half_the_update(tiny_flux_dir: Path) -> None:
     for name in lora.down:
         assert torch.equal(update(half, name), update(lora, name) / 2)
         assert lora.down[name].dtype == torch.bfloat16 and half.up[name].dtype == torch.float32
+
+
+def test_zeros_fill_what_a_lora_has_nothing_for(tiny_flux_dir: Path) -> None:
+    shapes = load_flux(tiny_flux_dir, name="tiny", max_text_tokens=TEXT_TOKENS).layer_shapes
+    lora, name = random_lora(tiny_flux_dir, rank=3), "transformer_blocks.0.attn.to_q"
+    partial = LoraFile({name: lora.down[name][:2]}, {name: lora.up[name][:, :2]}, {})
+    partial.down["transformer_blocks.0.attn.to_k"] = lora.down["transformer_blocks.0.attn.to_k"]
+    partial.up["transformer_blocks.0.attn.to_k"] = lora.up["transformer_blocks.0.attn.to_k"]
+    whole = filled(partial, shapes)
+    assert ranks(whole) == [3] and set(whole.down) == set(shapes)
+    for layer, shape in shapes.items():
+        assert (whole.up[layer] @ whole.down[layer]).shape == (shape.out_features, shape.in_features)
+        expected = update(partial, layer) if layer in partial.down else torch.zeros(())
+        assert torch.equal(update(whole, layer), expected.expand(shape.out_features, shape.in_features))
 
 
 def image(pipe: FluxPipeline) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT_TOKENS, TEXT_WIDTH, make_tiny_flux, make_tiny_sd, make_tiny_sd3
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from PIL import Image
 
 from metalora.adapters.artifacts import load_lora, load_prior, save_lora
@@ -236,6 +236,16 @@ def test_merged_and_drawn_over(backbone: DiffusersBackbone, folder: Path, tmp_pa
             for f, r in ((name, one), (f"{name}-merged", other))
         ]
         assert images[0].shape == (*SIZE, 3) and np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_sd3_without_its_t5(tmp_path: Path) -> None:
+    """As many have it on disk: the largest encoder left out."""
+    make_tiny_sd3(tmp_path / "whole")
+    pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "whole", text_encoder_3=None, tokenizer_3=None)
+    pipe.save_pretrained(tmp_path / "small")
+    backbone = load_sd3(tmp_path / "small", name="sd35", max_text_tokens=TEXT_TOKENS)
+    assert backbone.directory.text_encoders == ("text_encoder", "text_encoder_2") and backbone.text_fingerprint
+    assert backbone.text_fingerprint != load_sd3(tmp_path / "whole", name="sd35").text_fingerprint
 
 
 def test_v_prediction_and_strange_directories(tmp_path: Path) -> None:

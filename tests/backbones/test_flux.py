@@ -160,6 +160,17 @@ def test_a_sharded_directory_is_the_same_model(tiny_flux_dir: Path, tmp_path: Pa
         load_flux(tmp_path / "flux", name="tiny")
 
 
+def test_a_pointer_of_git_lfs_is_no_weights_file(tiny_flux_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_flux_dir, tmp_path / "flux")
+    for part in ("transformer", "vae"):
+        weights = next((tmp_path / "flux" / part).glob("*.safetensors"))
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    backbone = load_flux(tmp_path / "flux", name="x")
+    for read in (lambda: backbone.fingerprint, lambda: backbone.encoder_fingerprint, lambda: backbone.denoiser):
+        with pytest.raises(UserError, match=r"cannot be read.*key: backbone\.path"):
+            read()
+
+
 def test_weights_are_read_only_when_needed(tiny_flux_dir: Path) -> None:
     backbone = load_flux(tiny_flux_dir, name="tiny")
     backbone.encode_text(["a man"])

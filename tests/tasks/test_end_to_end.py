@@ -201,10 +201,21 @@ def share_it_everywhere(lora: Path, out: Path, prompt: str) -> None:
     """Both layouts, the card, and the base model with the LoRA in its weights: the same picture from each."""
     samples, ours = f"samples={out}/images", out / "share" / "me.safetensors"
     main(["export", f"lora={lora}", "format=all", samples, f"out={ours}"])
-    theirs = ours.with_name("me-kohya.safetensors")
+    assert ours.with_name("me-kohya.safetensors").is_file()
     card = ours.with_name("README.md").read_text()
     assert "me-kohya.safetensors" in card and "samples/style-01-0.png" in card
     assert (ours.parent / "samples" / "style-01-0.png").is_file()
+    for strange in (
+        [f"samples={out}/images/none"],
+        [f"samples={next(out.parent.glob('reproduce/generate/lora-r1-*'))}"],
+    ):
+        with pytest.raises(SystemExit):
+            main(["export", f"lora={lora}", *strange, f"out={out}/other.safetensors"])
+        assert not (out / "other.safetensors").exists()
+    # Two iterations have taught it next to nothing: what every file does is seen when it is multiplied.
+    main(["export", f"lora={lora}", "strength=100", f"out={out}/strong.safetensors"])
+    main(["export", f"lora={out}/strong.safetensors", "format=kohya", f"out={out}/theirs.safetensors"])
+    lora, theirs = out / "strong.safetensors", out / "theirs.safetensors"
     main(["export", f"lora={lora}", "merge=true", f"out={out}/merged"])
     pictures = []
     for name, given in (
@@ -216,6 +227,9 @@ def share_it_everywhere(lora: Path, out: Path, prompt: str) -> None:
         (path,) = (out / name).rglob("*.png")
         pictures.append(np.asarray(Image.open(path), dtype=np.int16))
     assert np.array_equal(pictures[0], pictures[1]) and np.abs(pictures[0] - pictures[2]).max() <= 1
+    main(["generate", f"prompt={prompt}", "sampling.steps=1", f"out={out}/untouched"])
+    (path,) = (out / "untouched").rglob("*.png")
+    assert np.abs(pictures[0] - np.asarray(Image.open(path), dtype=np.int16)).max() > 10
     start = next((out / "plain").rglob("*.png"))
     main(["generate", f"lora={lora}", f"prompt={prompt}", f"init_image={start}", "denoise=0.5", f"out={out}/over"])
     (line,) = (out / "over" / "manifest.jsonl").read_text().splitlines()

@@ -69,6 +69,34 @@ def test_a_lost_loss_stops_stage_1(tiny_backbone: DiffusersBackbone, tmp_path: P
     assert same_file(stage1(tiny_backbone, tmp_path / "cut"), stage1(tiny_backbone, tmp_path / "whole"))
 
 
+def test_a_gradient_that_overflows_is_not_kept_either(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
+    """The loss of that step is a number still; the weights after it are not."""
+
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad / 0
+
+    run = {"iterations": [10, 20], "checkpoint_every": 5, "log_every": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_backbone, "predict", at_call(tiny_backbone.predict, 10, Overflow.apply))
+        with pytest.raises(
+            UserError, match="an adapter is not a number at iteration 10; what was saved before is kept"
+        ):
+            stage2(tiny_backbone, tmp_path / "cut", **run)
+    (state,) = (tmp_path / "cut").glob("cohort-*/last.ckpt")
+    saved = read_state(state)
+    assert saved is not None and saved.iterations == 5 and not list((tmp_path / "cut").glob("*/lora-*.safetensors"))
+    stage2(tiny_backbone, tmp_path / "cut", **run)
+    stage2(tiny_backbone, tmp_path / "whole", **run)
+    for name in ("p0/lora-000010.safetensors", "p2/lora-000020.safetensors"):
+        assert same_file(tmp_path / "whole" / name, tmp_path / "cut" / name)
+
+
 FULL = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.31 GiB is "
     "free. Process 1 has 22.32 GiB memory in use."

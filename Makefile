@@ -51,6 +51,7 @@ miniworld: $(STAMP)  ## train the mini world's models again (hours; the shipped 
 speed: $(STAMP)  ## the speed benchmarks, written to experiments/speed/results
 	$(BIN)/python -m experiments.speed.stage2_step
 	$(BIN)/python -m experiments.speed.cohort
+	$(BIN)/python -m experiments.speed.steps
 
 lock: | $(filter .uv/bin/uv,$(UV))  ## resolve requirements.lock again
 	$(UV) pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock

@@ -40,7 +40,9 @@ def model_directory(path: str | Path, *, key: str = "backbone.path") -> Path:
     wanted["ignore_patterns"] = list(UNUSED_FILES)
     with _explained(name, key=key, to="download"):
         with contextlib.suppress(LocalEntryNotFoundError):
-            return Path(snapshot_download(name, local_files_only=True, **wanted))
+            cached = Path(snapshot_download(name, local_files_only=True, **wanted))
+            if (cached / "model_index.json").is_file():  # not a few files that another program fetched
+                return cached
         return Path(snapshot_download(name, **wanted))
 
 

@@ -143,6 +143,17 @@ def test_a_model_is_downloaded_once_and_found_offline(hub: tuple[str, type[Hub]]
     assert len(seen.asked) == count
 
 
+def test_a_few_cached_files_are_no_model(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
+    """Another program asked for one file of the model: the rest is downloaded."""
+    cache = tmp_path / "hub" / "models--org--model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(SHA)
+    (cache / "snapshots" / SHA / "vae").mkdir(parents=True)
+    (cache / "snapshots" / SHA / "vae" / "config.json").write_text("{}")
+    folder = Path(call("model_directory('org/model')", tmp_path, hub[0]))
+    assert (folder / "transformer" / "weights.safetensors").read_bytes() == FILES["transformer/weights.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("name", "environment", "message"),
     [

@@ -24,8 +24,8 @@ _MEMORY = "backbone.dtype, trainer.device"
 class Family(Protocol):
     """The conventions of one kind of model; everything it does is a plain function of what it is given."""
 
-    pipelines: Mapping[str, Any]
-    """The stock pipeline classes by their names."""
+    pipeline: Any
+    """The stock pipeline's class."""
     model: Any
     """The denoiser's class."""
     component: str
@@ -96,7 +96,7 @@ def load_backbone(
             unknown dtype; a hub id that cannot be had.
     """
     dtype = torch_dtype(dtype)
-    directory = open_directory(path, pipelines=tuple(family.pipelines), component=family.component)
+    directory = open_directory(path, pipeline=family.pipeline.__name__, component=family.component)
     return DiffusersBackbone(
         directory,
         family,
@@ -241,7 +241,7 @@ class DiffusersBackbone:
         """
         denoiser, vae = self.denoiser, self._autoencoder()
         encoders = self._text_pipeline() if text else None
-        pipeline = self._class()(
+        pipeline = self.family.pipeline(
             **{self.component: denoiser},
             vae=vae,
             scheduler=self._scheduler(),
@@ -250,9 +250,6 @@ class DiffusersBackbone:
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-    def _class(self) -> Any:
-        return self.family.pipelines[self.directory.pipeline]
 
     def _text_parts(self) -> list[str]:
         return [name for name in self.directory.index if name.startswith(("text_encoder", "tokenizer"))]
@@ -279,7 +276,7 @@ class DiffusersBackbone:
         if self._text is None:
             left_out: dict[str, Any] = {self.component: None, "vae": None, **self.family.unused}
             with readable(self.folder):
-                pipeline = self._class().from_pretrained(self.folder, dtype=self.dtype, **left_out, **LOCAL)
+                pipeline = self.family.pipeline.from_pretrained(self.folder, dtype=self.dtype, **left_out, **LOCAL)
             pipeline.set_progress_bar_config(disable=True)
             for name in self.directory.text_encoders:
                 getattr(pipeline, name).requires_grad_(False).eval().to(self.device)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,6 @@ class PipelineDirectory:
     """A folder as saved by a diffusers pipeline's `save_pretrained`."""
 
     folder: Path
-    pipeline: str
-    """The pipeline's class name."""
     component: str
     """The denoiser's folder: transformer or unet."""
 
@@ -70,19 +68,19 @@ class PipelineDirectory:
             return 2 ** (len(configuration["block_out_channels"]) - 1)
 
 
-def open_directory(path: str | Path, *, pipelines: Sequence[str], component: str) -> PipelineDirectory:
+def open_directory(path: str | Path, *, pipeline: str, component: str) -> PipelineDirectory:
     """Look at a pipeline directory; no weights are read.
 
     Args:
         path: a folder, or a hub id (ORG/NAME, ORG/NAME@REVISION).
-        pipelines: class names that will do.
+        pipeline: the pipeline's class name.
         component: the denoiser's folder.
 
     Raises:
         UserError: no such directory, another pipeline's, without safetensors weights or with a shard missing; a hub id
             that cannot be had.
     """
-    folder, kind = model_directory(path), ""
+    folder = model_directory(path)
     if not folder.is_dir():
         problem = f"{folder}, which is no directory"
     elif not (folder / "model_index.json").is_file():
@@ -90,7 +88,7 @@ def open_directory(path: str | Path, *, pipelines: Sequence[str], component: str
     else:
         with readable(folder):
             kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
-        if kind not in pipelines:
+        if kind != pipeline:
             problem = f"a {kind} in {folder}"
         elif not list((folder / component).glob("*.safetensors")):
             problem = f"no safetensors weights in {folder / component}"
@@ -99,11 +97,11 @@ def open_directory(path: str | Path, *, pipelines: Sequence[str], component: str
     if problem:
         raise UserError(
             "the backbone cannot be opened",
-            expected=f"a {' or '.join(pipelines)} directory with safetensors weights",
+            expected=f"a {pipeline} directory with safetensors weights",
             got=problem,
             key="backbone.path",
         )
-    return PipelineDirectory(folder, kind, component)
+    return PipelineDirectory(folder, component)
 
 
 def torch_dtype(name: torch.dtype | str) -> torch.dtype:

@@ -45,7 +45,7 @@ def load_flux(
 class Flux:
     """FLUX's conventions; implements `metalora.backbones.backbone.Family`."""
 
-    pipelines: Mapping[str, Any] = {"FluxPipeline": FluxPipeline}
+    pipeline: Any = FluxPipeline
     model: Any = FluxTransformer2DModel
     component: str = "transformer"
     unused: Mapping[str, Any] = {}

@@ -46,7 +46,7 @@ def load_sd3(
 class StableDiffusion3:
     """Stable Diffusion 3's conventions; implements `metalora.backbones.backbone.Family`."""
 
-    pipelines: Mapping[str, Any] = {"StableDiffusion3Pipeline": StableDiffusion3Pipeline}
+    pipeline: Any = StableDiffusion3Pipeline
     model: Any = SD3Transformer2DModel
     component: str = "transformer"
     unused: Mapping[str, Any] = {}

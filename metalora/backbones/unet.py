@@ -56,7 +56,7 @@ def load_sdxl(
 class StableDiffusion:
     """Stable Diffusion 1.5's conventions; implements `metalora.backbones.backbone.Family`."""
 
-    pipelines: Mapping[str, Any] = {"StableDiffusionPipeline": StableDiffusionPipeline}
+    pipeline: Any = StableDiffusionPipeline
     model: Any = UNet2DConditionModel
     component: str = "unet"
     unused: Mapping[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -106,7 +106,7 @@ class StableDiffusion:
 class StableDiffusionXL:
     """SDXL's conventions; implements `metalora.backbones.backbone.Family`."""
 
-    pipelines: Mapping[str, Any] = {"StableDiffusionXLPipeline": StableDiffusionXLPipeline}
+    pipeline: Any = StableDiffusionXLPipeline
     model: Any = UNet2DConditionModel
     component: str = "unet"
     unused: Mapping[str, Any] = {}

@@ -68,6 +68,8 @@ class Backbone(Protocol):
 
     name: str
     """The config group's word: mini, flux_dev."""
+    folder: Path
+    """The pipeline's directory."""
     fingerprint: str
     """sha256 over the transformer's config and weights; a prior only fits the backbone it was made with."""
     encoder_fingerprint: str

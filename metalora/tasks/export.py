@@ -15,7 +15,7 @@ from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest
 from metalora.core.noise import generator
-from metalora.hub import check_repository, model_directory, push
+from metalora.hub import check_repository, push
 from metalora.tasks.setting import Setting
 from metalora.training.checkpoints import writing
 
@@ -103,9 +103,9 @@ def _merge(lora: LoraFile, setting: Setting) -> None:
     if not setting["out"]:
         raise UserError("merging needs a place", expected="out=FOLDER for the new base model", got="none", key="out")
     out = Path(setting["out"])
-    setting.backbone  # noqa: B018  # opened once: a directory that is not whole is told here
+    base = setting.backbone.folder
     with writing(out):
-        changed = merge_into(model_directory(setting["backbone.path"]), lora, out)
+        changed = merge_into(base, lora, out)
     print(f"merged into {changed} layers: {out}; use it with backbone.path={out}")
 
 

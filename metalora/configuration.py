@@ -89,6 +89,7 @@ def task_help(task: str) -> str:
         ),
         ("every task", conf_dir() / "config.yaml"),
         ("trainer", conf_dir() / "trainer/auto.yaml"),
+        ("memory (presets: 80gb, 48gb, 24gb, 16gb)", conf_dir() / "memory/auto.yaml"),
         ("paths", conf_dir() / "paths/default.yaml"),
         ("backbone=flux_dev", conf_dir() / "backbone/flux_dev.yaml"),
         ("people=folder (people of Stage 1)", conf_dir() / "people/folder.yaml"),

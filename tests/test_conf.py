@@ -9,8 +9,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalora.cli import register_resolvers
 from metalora.configuration import conf_dir, task_names
+from metalora.core.budget import PRESETS
 
-GROUPS = ("backbone", "method", "people", "benchmark", "protocol", "scorer", "trainer", "logger", "experiment")
+GROUPS = (
+    "backbone",
+    "method",
+    "people",
+    "benchmark",
+    "protocol",
+    "scorer",
+    "trainer",
+    "memory",
+    "logger",
+    "experiment",
+)
 REQUIRED = {
     "personalize": ["image=me.jpg", "class_noun=woman"],
     "evaluate": ["images=made"],
@@ -132,6 +144,21 @@ def test_the_commands_of_paper_presets_compose_to_the_papers_numbers(name: str) 
         expected = {key: value for key, value in PAPER[name].items() if OmegaConf.select(cfg, key) is not None}
         assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
         assert len(expected) == len(PAPER[name]) or words[0] != "reproduce"
+
+
+def test_memory_presets() -> None:
+    """What each stands for; whether it fits is for the plan to say."""
+    presets = {name: composed("task=reproduce", "backbone=flux_dev", f"memory={name}") for name in choices("memory")}
+    chosen = {name: (cfg.memory.budget_gb, cfg.backbone.memory.quantization) for name, cfg in presets.items()}
+    assert chosen == {
+        "auto": (None, None),
+        "80gb": (80, None),
+        "48gb": (48, None),
+        "24gb": (24, "float8"),
+        "16gb": (16, "nf4"),
+    }
+    assert {int(name.removesuffix("gb")) for name in presets if name != "auto"} == set(PRESETS)
+    assert {cfg.memory.name for cfg in presets.values()} == set(presets)
 
 
 def test_the_tradeoff_is_the_papers_grid() -> None:

@@ -1,18 +1,21 @@
 """The identity bank: one shared Meta-Down and, per identity, one row holding every layer's Mid and Up.
 
-A step looks up the rows of its batch once (a sparse embedding), so the gradient that arrives names the identities
-that were present, and the optimizer moves those alone.
+A step looks up the rows of its batch once, so the gradient that arrives names the identities that were present, and the
+optimizer moves those alone. Which rows these are is known on the host: nothing is ever asked of the device.
 
 Shape legend: K identities, P numbers per identity, B batch, I in, O out, R r1, S r2.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from metalora.adapters.linear import LayerSlot
 from metalora.core.contracts import LoraFile
+from metalora.core.device import sent
 from metalora.core.errors import UserError
 from metalora.core.lora import LayerShape, collapse, kaiming_uniform
 
@@ -34,9 +37,10 @@ class AdapterBank(nn.Module):
         identities: names of the K rows; a row starts from (seed, its name, layer, visit) alone.
         rank: r2, the rank of the LoRA that is exported.
         meta_rank: r1 of the shared Meta-Down; None makes plain LoRAs (Down and Up per identity, nothing shared).
+        meta_down: a prior's Meta-Down [R, I] per layer, copied; by default it starts Kaiming-uniform.
 
     Raises:
-        UserError: rank larger than meta_rank.
+        UserError: rank larger than meta_rank; a Meta-Down of other layers or another r1.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class AdapterBank(nn.Module):
         rank: int,
         meta_rank: int | None,
         seed: int,
+        meta_down: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if meta_rank is not None and rank > meta_rank:
@@ -65,11 +70,16 @@ class AdapterBank(nn.Module):
         self.meta_down = nn.ParameterDict()
         if meta_rank is not None:
             for name, shape in self.layers.items():
-                start = kaiming_uniform((meta_rank, shape.in_features), key=(seed, "meta_down", name))
+                size = (meta_rank, shape.in_features)
+                start = kaiming_uniform(size, key=(seed, "meta_down", name)) if meta_down is None else torch.empty(size)
                 self.meta_down[_key(name)] = nn.Parameter(start)
+            if meta_down is not None:
+                self.load_meta_down(meta_down)
         self.rows = nn.Parameter(torch.zeros(len(identities), sum(self._sizes)))
         self._train_meta_down = meta_rank is not None
         self._pieces: Sequence[Tensor] | None = None
+        self.present: list[int] | None = None
+        """The rows that the last route serves, ascending, each once; None when there is none."""
         self.identities: list[str] = []
         self.reset_rows(identities, visit=0)
 
@@ -104,29 +114,34 @@ class AdapterBank(nn.Module):
         Fewer identities than rows are allowed; rows without an identity are zero.
         """
         self.assign_rows(identities)
-        self.rows.zero_()
+        self.rows[len(identities) :].zero_()
+        start_P = torch.zeros(self.rows.shape[1], device=None if self.rows.is_meta else "cpu")
         for row, identity in enumerate(identities):
-            pieces = self.rows[row].split(self._sizes)
+            pieces = start_P.split(self._sizes)
             for (name, shape), first in zip(self.layers.items(), pieces[::2], strict=True):
                 fan_in = self.meta_rank or shape.in_features
-                start = kaiming_uniform((self.rank, fan_in), key=(self.seed, identity, name, visit))
-                first.copy_(start.flatten())
+                first.copy_(kaiming_uniform((self.rank, fan_in), key=(self.seed, identity, name, visit)).flatten())
+            self.rows[row].copy_(start_P)  # to the device at once: a copy per layer would cost more than an iteration
 
     def set_route(self, rows_B: Tensor) -> None:
         """Say which row serves each sample of the coming batch; holds until the next call or `clear_route`.
 
         The rows are looked up here, once: call it before every training forward. What is looked up lives until then,
         so recomputing a checkpointed forward in backward meets the very same tensors.
+
+        Args:
+            rows_B: int64, on the CPU (elsewhere, the device is waited for).
         """
+        route = rows_B.tolist()
         if len(self.rows) == 1:
-            rows_B = rows_B[:1]
-        looked_up_BP = torch.nn.functional.embedding(rows_B.to(self.rows.device), self.rows, sparse=True)
-        self._pieces = looked_up_BP.split(self._sizes, dim=1)
+            route = route[:1]
+        self.present = sorted(set(route))
+        self._pieces = LookUp.apply(self.rows, route).split(self._sizes, dim=1)
         self._fill_slots()
 
     def clear_route(self) -> None:
         """Make the adapted layers the base layers again."""
-        self._pieces = None
+        self._pieces = self.present = None
         self._fill_slots()
 
     def _fill_slots(self) -> None:
@@ -194,6 +209,32 @@ class AdapterBank(nn.Module):
                     key="prior",
                 )
             own.copy_(meta_down[name])
+
+
+class LookUp(torch.autograd.Function):
+    """Rows [B, P] of a table [K, P]; the gradient is sparse and coalesced: the rows present, ascending, each once."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_KP: Tensor, route: list[int]) -> Tensor:
+        ctx.shape, ctx.route = rows_KP.shape, route
+        return rows_KP.index_select(0, sent(torch.tensor(route), rows_KP.device))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BP: Tensor) -> tuple[Tensor, None]:
+        present = sorted(set(ctx.route))
+        first = [ctx.route.index(row) for row in present]
+        values_UP = (
+            grad_BP
+            if first == list(range(len(grad_BP)))
+            else grad_BP.index_select(0, sent(torch.tensor(first), grad_BP.device))
+        )
+        for sample in sorted(set(range(len(ctx.route))) - set(first)):  # an identity twice in the batch
+            values_UP[present.index(ctx.route[sample])] += grad_BP[sample]
+        indices_1U = sent(torch.tensor(present), grad_BP.device).unsqueeze(0)
+        return torch.sparse_coo_tensor(
+            indices_1U, values_UP, ctx.shape, is_coalesced=True, check_invariants=False
+        ), None
 
 
 def _key(layer: str) -> str:

@@ -3,7 +3,9 @@
 Two ways to the same numbers. `FrozenLinearPlusLora` is the fast one for a plain frozen Linear: the base layer's own
 kernel runs first (so a fresh adapter changes no bit of it), the low-rank product is added onto its output in place,
 and in backward the base layer's input gradient is accumulated onto the low-rank one. Everywhere else (autocast,
-torch.compile, quantized layers, few tokens) `adapter_update` is added to what the base layer returns.
+torch.compile, few tokens) `adapter_update` is added to what the base layer returns.
+
+A quantized layer keeps its small weight between the passes: each pass makes the numbers anew and drops them.
 
 Shape legend: B samples of the route, L tokens of each, T tokens of all, I in, O out, R r1, S r2; X is R for a Mid and
 I for a plain Down.
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from metalora.core.bits import dense, is_quantized
 from metalora.core.lora import adapter_update, collapse, merges
 
 
@@ -44,27 +47,51 @@ def adapted_linear(layer: nn.Linear, x: Tensor, *, slot: LayerSlot) -> Tensor:
         layer: any Linear; its class's forward is the base.
         x: [B, I], [B, L, I] or with more token dimensions. A route of one sample serves a batch of any size.
     """
-    base_forward = type(layer).forward
     if slot.first is None or slot.up is None:
-        return base_forward(layer, x)
+        return _base(layer, x)
     meta_down_RI, samples = slot.meta_down, slot.first.shape[0]
     assert samples in (1, x.shape[0]), f"a route of {samples} samples met a batch of {x.shape[0]}"
     first_BSX = slot.first.view(samples, slot.rank, -1)
     up_BSO = slot.up.view(samples, slot.rank, slot.out_features)
     tokens = x.numel() // (samples * slot.in_features)
-    if merges(tokens=tokens, rank=slot.rank) and _is_plain(layer, x):
+    if merges(tokens=tokens, rank=slot.rank) and _is_ours(layer, x):
         down_BSI = first_BSX if meta_down_RI is None else collapse(meta_down_RI, first_BSX)
         return FrozenLinearPlusLora.apply(x, layer.weight, layer.bias, down_BSI.to(x.dtype), up_BSO.to(x.dtype))
-    y = base_forward(layer, x)
+    y = _base(layer, x)
     x_BLI = x.to(y.dtype).reshape(samples, -1, slot.in_features)
     return y + adapter_update(x_BLI, meta_down_RI=meta_down_RI, first_BSX=first_BSX, up_BSO=up_BSO).view(y.shape)
 
 
-def _is_plain(layer: nn.Linear, x: Tensor) -> bool:
-    """Whether the hand-written forward and backward are the layer's: no subclass, no casts, no compiler."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+def _base(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer without an adapter."""
+    if is_quantized(layer.weight) and _is_ours(layer, x):
+        return FrozenLinear.apply(x, layer.weight, layer.bias)
+    return type(layer).forward(layer, x)
+
+
+def _is_ours(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether the hand-written forward and backward are the layer's: frozen, no casts, no compiler."""
+    if torch.compiler.is_compiling() or layer.weight.requires_grad:
         return False
-    return type(layer) is nn.Linear and layer.weight.dtype == x.dtype and not layer.weight.requires_grad
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        return False
+    if is_quantized(layer.weight):
+        return x.is_floating_point() and (layer.bias is None or layer.bias.dtype == x.dtype)
+    return type(layer) is nn.Linear and layer.weight.dtype == x.dtype
+
+
+class FrozenLinear(torch.autograd.Function):
+    """W0 x + b with frozen, quantized W0: the numbers of W0 live for one product at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.weight_OI = weight_OI
+        return torch.nn.functional.linear(x, dense(weight_OI, dtype=x.dtype), bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_y @ dense(ctx.weight_OI, dtype=grad_y.dtype), None, None
 
 
 class FrozenLinearPlusLora(torch.autograd.Function):
@@ -74,7 +101,7 @@ class FrozenLinearPlusLora(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_BSI: Tensor, up_BSO: Tensor
     ) -> Tensor:
-        y = torch.nn.functional.linear(x, weight_OI, bias_O)
+        y = torch.nn.functional.linear(x, dense(weight_OI, dtype=x.dtype), bias_O)
         samples, rank, out_features = up_BSO.shape
         x_BLI = x.reshape(samples, -1, x.shape[-1])
         z_BLS = torch.bmm(x_BLI, down_BSI.mT)
@@ -83,14 +110,15 @@ class FrozenLinearPlusLora(torch.autograd.Function):
             y_BLO.addcmul_(z_BLS, up_BSO)
         else:
             y_BLO.baddbmm_(z_BLS, up_BSO)
-        ctx.save_for_backward(x_BLI, z_BLS, weight_OI, down_BSI, up_BSO)
+        ctx.save_for_backward(x_BLI, z_BLS, down_BSI, up_BSO)
+        ctx.weight_OI = weight_OI  # frozen: nothing that autograd would have to watch
         ctx.x_shape = x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x_BLI, z_BLS, weight_OI, down_BSI, up_BSO = ctx.saved_tensors
+        x_BLI, z_BLS, down_BSI, up_BSO = ctx.saved_tensors
         samples, rank, out_features = up_BSO.shape
         grad_TO = grad_y.reshape(-1, out_features)
         grad_BLO = grad_TO.view(samples, -1, out_features)
@@ -101,5 +129,5 @@ class FrozenLinearPlusLora(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x_BLI = grad_z_BLS * down_BSI if rank == 1 else torch.bmm(grad_z_BLS, down_BSI)
             grad_x_TI = grad_x_BLI.view(-1, x_BLI.shape[-1])
-            grad_x = grad_x_TI.addmm_(grad_TO, weight_OI).view(ctx.x_shape)
+            grad_x = grad_x_TI.addmm_(grad_TO, dense(ctx.weight_OI, dtype=grad_TO.dtype)).view(ctx.x_shape)
         return grad_x, None, None, grad_down_BSI, grad_up_BSO

@@ -36,6 +36,7 @@ class BankAdamW(torch.optim.Optimizer):
         if len(bank.meta_down):
             groups.insert(0, {"params": list(bank.meta_down.values()), "role": "meta_down"})
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._bank = bank
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -61,16 +62,15 @@ class BankAdamW(torch.optim.Optimizer):
 
     def _step_rows(self, rows_KP: Tensor, group: dict[str, Any]) -> None:
         state = self._state(rows_KP, steps=(len(rows_KP),))
-        index_B, grad_BP = present_rows(rows_KP)
+        present, grad_BP = present_rows(self._bank)
         steps_K = state["step"]
-        if len(index_B) == len(rows_KP) and bool((steps_K == steps_K[0]).all()):
+        if len(present) == len(rows_KP) and bool((steps_K == steps_K[0]).all()):
             shared = {**state, "step": steps_K[0].clone()}
             _adamw([rows_KP], [grad_BP], [shared], group)
             steps_K.fill_(shared["step"])
             return
-        indices = index_B.tolist()
-        per_row = [{name: tensor[index] for name, tensor in state.items()} for index in indices]
-        _adamw([rows_KP[index] for index in indices], list(grad_BP), per_row, group)
+        per_row = [{name: tensor[index] for name, tensor in state.items()} for index in present]
+        _adamw([rows_KP[index] for index in present], list(grad_BP), per_row, group)
 
     def _state(self, parameter: Tensor, *, steps: tuple[int, ...]) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -91,11 +91,17 @@ class BankAdamW(torch.optim.Optimizer):
             tensor[index] = 0
 
 
-def present_rows(rows_KP: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows have a gradient [B] (ascending, each once) and their gradients [B, P], batch duplicates summed."""
-    assert rows_KP.grad is not None and rows_KP.grad.is_sparse
-    grad = rows_KP.grad.coalesce()
-    return grad.indices()[0], grad.values()
+def present_rows(bank: AdapterBank) -> tuple[list[int], Tensor]:
+    """Which rows have a gradient (ascending, each once) and their gradients [B, P], batch duplicates summed.
+
+    What one route's backward leaves is that already, and the host knows its rows: the device is not asked.
+    """
+    grad = bank.rows.grad
+    assert grad is not None and grad.is_sparse
+    if bank.present is not None and grad._nnz() == len(bank.present):
+        return bank.present, grad._values()
+    bank.rows.grad = grad = grad.coalesce()  # of several backwards, or of none
+    return grad.indices()[0].tolist(), grad.values()
 
 
 @torch.no_grad()
@@ -105,9 +111,7 @@ def clip_rows_(bank: AdapterBank, *, max_norm: float) -> Tensor:
     Returns:
         the norms before clipping, one per identity present, in row order.
     """
-    assert bank.rows.grad is not None
-    bank.rows.grad = bank.rows.grad.coalesce()
-    values_BP = bank.rows.grad.values()
+    _, values_BP = present_rows(bank)
     norms_B = torch.linalg.vector_norm(values_BP, dim=1)
     values_BP.mul_((max_norm / (norms_B + 1e-6)).clamp(max=1.0).unsqueeze(1))
     return norms_B

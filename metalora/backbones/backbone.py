@@ -4,6 +4,7 @@ Shape legend: B batch, C latent channels, H W latent height and width.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +14,16 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from metalora.backbones.attention import use_attention
+from metalora.backbones.blocks import checkpoint_blocks, compile_repeated, offload_blocks
 from metalora.backbones.directory import LOCAL, PipelineDirectory, open_directory, readable, torch_dtype
-from metalora.core.contracts import Drawing, Objective, TextEmbedding
+from metalora.backbones.quantization import check_quantization, load_quantized
+from metalora.core.contracts import Drawing, MemoryUse, Objective, TextEmbedding
 from metalora.core.device import explained
 from metalora.core.lora import LayerShape
+from metalora.core.memory import free_memory
 
-_MEMORY = "backbone.dtype, trainer.device"
+_MEMORY = "memory, trainer.device"
 
 
 class Family(Protocol):
@@ -77,9 +82,12 @@ def load_backbone(
     family: Family,
     *,
     name: str,
-    dtype: torch.dtype | str,
-    device: str | torch.device,
-    gradient_checkpointing: bool,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
+    memory: MemoryUse | None = None,
+    quantized: str | Path | None = None,
+    attention: str | None = None,
+    compile_blocks: bool = False,
     max_text_tokens: int | None = None,
 ) -> "DiffusersBackbone":
     """Open a pipeline directory; weights are read when they are first used.
@@ -89,21 +97,29 @@ def load_backbone(
         family: which kind of model it is.
         name: the backbone's name in the configuration.
         dtype: of all weights, a torch dtype or its name: float32, bfloat16 or float16. Adapters stay float32.
+        memory: how the denoiser's memory is saved.
+        quantized: where quantized denoisers are kept; needed when `memory` asks for one.
+        attention: diffusers' name of an attention backend, "best" for the fastest that is installed; None: torch's own.
+        compile_blocks: whether torch compiles the repeated blocks.
         max_text_tokens: T5 tokens per caption, padding included, where there is a T5.
 
     Raises:
         UserError: no such directory, another pipeline's, without safetensors weights or with a shard missing; an
-            unknown dtype; a hub id that cannot be had.
+            unknown dtype; a hub id that cannot be had; a quantization that cannot be had here.
     """
-    dtype = torch_dtype(dtype)
+    dtype, device, memory = torch_dtype(dtype), torch.device(device), memory or MemoryUse()
+    check_quantization(memory.quantization, device=device)
     directory = open_directory(path, pipeline=family.pipeline.__name__, component=family.component)
     return DiffusersBackbone(
         directory,
         family,
         name=name,
         dtype=dtype,
-        device=torch.device(device),
-        gradient_checkpointing=gradient_checkpointing,
+        device=device,
+        memory=memory,
+        quantized=None if quantized is None else Path(quantized),
+        attention=attention,
+        compile_blocks=compile_blocks,
         max_text_tokens=max_text_tokens,
     )
 
@@ -123,15 +139,39 @@ class DiffusersBackbone:
         name: str,
         dtype: torch.dtype,
         device: torch.device,
-        gradient_checkpointing: bool,
+        memory: MemoryUse,
+        quantized: Path | None,
+        attention: str | None,
+        compile_blocks: bool,
         max_text_tokens: int | None,
     ) -> None:
         self.directory, self.folder, self.family, self.name = directory, directory.folder, family, name
-        self.dtype, self.device = dtype, device
-        self.gradient_checkpointing, self.max_text_tokens = gradient_checkpointing, max_text_tokens
+        self.dtype, self.device, self.max_text_tokens = dtype, device, max_text_tokens
+        self._memory, self._quantized = memory, quantized
+        self._attention, self._compile = attention, compile_blocks
         self.component = family.component
         self._vae: AutoencoderKL | None = None
         self._text: Any = None
+
+    @property
+    def memory(self) -> MemoryUse:
+        """How the denoiser's memory is saved. One that is loaded follows: it is read again if it has to be."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: MemoryUse) -> None:
+        before, self._memory = self._memory, memory
+        denoiser = vars(self).get("denoiser")
+        if denoiser is None or before == memory:
+            return
+        if (before.quantization, before.offload) != (
+            memory.quantization,
+            memory.offload,
+        ) and self.device.type != "meta":
+            del vars(self)["denoiser"], denoiser
+            free_memory()
+        else:
+            checkpoint_blocks(denoiser, which=memory.checkpointing)
 
     @property
     def fingerprint(self) -> str:
@@ -167,24 +207,62 @@ class DiffusersBackbone:
     def denoiser(self) -> Any:
         """The transformer or U-Net: frozen, in eval mode. Both encoders leave before it comes."""
         self.release_encoders()
-        with readable(self.folder), explained(key=_MEMORY):
-            denoiser = self.family.model.from_pretrained(
-                self.folder, subfolder=self.component, dtype=self.dtype, **LOCAL
-            )
-        denoiser.requires_grad_(False).eval()
         with explained(key=_MEMORY):
-            nn.Module.to(denoiser, self.device)
-        if self.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
+            denoiser = self._read_denoiser()
+            denoiser.requires_grad_(False).eval()
+            if self.memory.offload:
+                offload_blocks(denoiser, device=self.device)
+            else:
+                nn.Module.to(denoiser, self.device)
+        checkpoint_blocks(denoiser, which=self.memory.checkpointing)
+        use_attention(denoiser, self._attention)
+        if self._compile:
+            compile_repeated(denoiser)
         return denoiser
+
+    def _read_denoiser(self) -> Any:
+        if self.memory.quantization is None:
+            with readable(self.folder):
+                return self.family.model.from_pretrained(
+                    self.folder, subfolder=self.component, dtype=self.dtype, **LOCAL
+                )
+        assert self._quantized is not None, "nowhere to keep a quantized denoiser"
+        every = linears(self._blueprint, within=[""])
+        return load_quantized(
+            self.family.model,
+            self.directory,
+            kind=self.memory.quantization,
+            dtype=self.dtype,
+            device=self.device,
+            targets=list(self.layer_shapes),
+            others=[name for name in every if name not in self.layer_shapes],
+            root=self._quantized,
+        )
+
+    @property
+    def _blueprint(self) -> Any:
+        """The denoiser without weights, from its configuration alone."""
+        with readable(self.folder), torch.device("meta"):
+            model = self.family.model
+            config = model.load_config(self.folder, subfolder=self.component, local_files_only=True)
+            return nn.Module.to(model.from_config(config), self.dtype).requires_grad_(False).eval()
+
+    def on_paper(self, memory: MemoryUse) -> "DiffusersBackbone":
+        """The same without weights, on the meta device: it counts what it would compute and keep."""
+        paper = copy(self)
+        paper.device = torch.device("meta")
+        vars(paper)["denoiser"] = self._blueprint
+        paper.memory = memory
+        with readable(self.folder), torch.device("meta"):
+            config: Any = AutoencoderKL.load_config(self.folder, subfolder="vae", local_files_only=True)
+            vae: Any = AutoencoderKL.from_config(config)
+            paper._vae = nn.Module.to(vae, self.dtype)
+        return paper
 
     @cached_property
     def layer_shapes(self) -> dict[str, LayerShape]:
         """The widths of the target layers; from the configuration alone, no weights are read."""
-        with readable(self.folder), torch.device("meta"):
-            model = self.family.model
-            config = model.load_config(self.folder, subfolder=self.component, local_files_only=True)
-            layers = self.family.targets(model.from_config(config))
+        layers = self.family.targets(self._blueprint)
         return {name: LayerShape(layer.in_features, layer.out_features) for name, layer in layers.items()}
 
     def target_layers(self) -> dict[str, nn.Linear]:

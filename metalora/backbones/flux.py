@@ -21,25 +21,9 @@ from metalora.core.flow import RectifiedFlow
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
 
-def load_flux(
-    path: str | Path,
-    *,
-    name: str,
-    dtype: torch.dtype | str = torch.float32,
-    device: str | torch.device = "cpu",
-    max_text_tokens: int = 512,
-    gradient_checkpointing: bool = False,
-) -> DiffusersBackbone:
-    """Open a FluxPipeline directory or hub id; see `load_backbone`."""
-    return load_backbone(
-        path,
-        Flux(),
-        name=name,
-        dtype=dtype,
-        device=device,
-        gradient_checkpointing=gradient_checkpointing,
-        max_text_tokens=max_text_tokens,
-    )
+def load_flux(path: str | Path, *, name: str, max_text_tokens: int = 512, **options: Any) -> DiffusersBackbone:
+    """Open a FluxPipeline directory or hub id; options as in `load_backbone`."""
+    return load_backbone(path, Flux(), name=name, max_text_tokens=max_text_tokens, **options)
 
 
 class Flux:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
@@ -22,25 +21,9 @@ TIMES = 1000
 """The transformer is told 1000 * t."""
 
 
-def load_sd3(
-    path: str | Path,
-    *,
-    name: str,
-    dtype: torch.dtype | str = torch.float32,
-    device: str | torch.device = "cpu",
-    max_text_tokens: int = 256,
-    gradient_checkpointing: bool = False,
-) -> DiffusersBackbone:
-    """Open a StableDiffusion3Pipeline directory or hub id; see `load_backbone`."""
-    return load_backbone(
-        path,
-        StableDiffusion3(),
-        name=name,
-        dtype=dtype,
-        device=device,
-        gradient_checkpointing=gradient_checkpointing,
-        max_text_tokens=max_text_tokens,
-    )
+def load_sd3(path: str | Path, *, name: str, max_text_tokens: int = 256, **options: Any) -> DiffusersBackbone:
+    """Open a StableDiffusion3Pipeline directory or hub id; options as in `load_backbone`."""
+    return load_backbone(path, StableDiffusion3(), name=name, max_text_tokens=max_text_tokens, **options)
 
 
 class StableDiffusion3:

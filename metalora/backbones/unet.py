@@ -25,32 +25,14 @@ from metalora.core.errors import UserError
 _ATTENTION = re.compile(r"\.attn[12]\.to_(q|k|v|out\.0)$")
 
 
-def load_sd15(
-    path: str | Path,
-    *,
-    name: str,
-    dtype: torch.dtype | str = torch.float32,
-    device: str | torch.device = "cpu",
-    gradient_checkpointing: bool = False,
-) -> DiffusersBackbone:
-    """Open a StableDiffusionPipeline directory or hub id; see `load_backbone`."""
-    return load_backbone(
-        path, StableDiffusion(), name=name, dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing
-    )
+def load_sd15(path: str | Path, *, name: str, **options: Any) -> DiffusersBackbone:
+    """Open a StableDiffusionPipeline directory or hub id; options as in `load_backbone`."""
+    return load_backbone(path, StableDiffusion(), name=name, **options)
 
 
-def load_sdxl(
-    path: str | Path,
-    *,
-    name: str,
-    dtype: torch.dtype | str = torch.float32,
-    device: str | torch.device = "cpu",
-    gradient_checkpointing: bool = False,
-) -> DiffusersBackbone:
-    """Open a StableDiffusionXLPipeline directory or hub id; see `load_backbone`."""
-    return load_backbone(
-        path, StableDiffusionXL(), name=name, dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing
-    )
+def load_sdxl(path: str | Path, *, name: str, **options: Any) -> DiffusersBackbone:
+    """Open a StableDiffusionXLPipeline directory or hub id; options as in `load_backbone`."""
+    return load_backbone(path, StableDiffusionXL(), name=name, **options)
 
 
 class StableDiffusion:

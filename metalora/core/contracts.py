@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metalora.core.device import sent
 from metalora.core.lora import LayerShape
 
 METHODS = ("meta_lora", "lora_aug", "lora")
@@ -30,10 +31,8 @@ class TextEmbedding:
         return TextEmbedding(self.tokens_BLD[index_B], self.pooled_BP[index_B])
 
     def to(self, device: torch.device) -> "TextEmbedding":
-        """The same on another device, without waiting for the copy."""
-        return TextEmbedding(
-            self.tokens_BLD.to(device, non_blocking=True), self.pooled_BP.to(device, non_blocking=True)
-        )
+        """The same on another device, without waiting for it."""
+        return TextEmbedding(sent(self.tokens_BLD, device), sent(self.pooled_BP, device))
 
 
 class Objective(Protocol):
@@ -62,6 +61,32 @@ class Drawing:
     """How many times the denoiser sees every image in one step: 2 under classifier-free guidance."""
 
 
+CHECKPOINTING = ("none", "some", "all")
+"""How many blocks forget their activations and compute them again in backward: none, every other one, all."""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """How a denoiser's memory is saved; of these, only quantization changes a number."""
+
+    quantization: str | None = None
+    """Bits of the frozen target layers: float8, int8 or nf4; None: the backbone's dtype."""
+    checkpointing: str = "none"
+    """Blocks whose activations are computed again in backward: none, some (every other one) or all."""
+    offload: bool = False
+    """Whether the blocks' weights wait on the CPU and come to the device one at a time."""
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.quantization} weights" if self.quantization else "",
+            {"none": "", "some": "every other block checkpointed", "all": "all blocks checkpointed"}[
+                self.checkpointing
+            ],
+            "weights offloaded" if self.offload else "",
+        ]
+        return ", ".join(part for part in parts if part) or "nothing saved"
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """A frozen text-to-image model as training sees it. `flux_dev` and the mini world's are the same class."""
@@ -86,8 +111,16 @@ class Backbone(Protocol):
     """Whether drawing needs the embedding of "" as well (classifier-free guidance)."""
     device: torch.device
     """Where the denoiser computes."""
+    dtype: torch.dtype
+    """Of the frozen weights, or of the products with quantized ones."""
+    memory: MemoryUse
+    """How the denoiser's memory is saved; to be settled before the denoiser is asked for."""
     pixel_multiple: int
     """Image sides must be multiples of this (VAE factor x patch size)."""
+
+    def on_paper(self, memory: MemoryUse) -> "Backbone":
+        """The same without weights, on the meta device: it counts what it would compute and keep."""
+        ...
 
     def encode_image(self, pixels_B3HW: Tensor) -> Tensor:
         """Pixels in [-1, 1] to scaled latents [B, C, H/f, W/f] (mean of the posterior: deterministic)."""
@@ -225,7 +258,7 @@ class Batch:
     t_B: Tensor
     text: TextEmbedding
     rows_B: Tensor
-    """Bank row per sample, int64."""
+    """Bank row per sample, int64, on the CPU wherever the rest is."""
     samples: tuple[Sample, ...]
     iteration: int
 

@@ -1,19 +1,29 @@
-"""What a device's failures mean to a person."""
+"""Sending numbers to a device, and what its failures mean to a person."""
 
 import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from metalora.core.errors import UserError
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on another device; nobody waits, neither for the copy nor for what the device is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @contextlib.contextmanager
-def explained(*, key: str) -> Iterator[None]:
+def explained(*, key: str, less: str = "", planned: str = "") -> Iterator[None]:
     """Turn a full or lost GPU into one line; what has been saved is still there. Smaller values make another run.
 
     Args:
         key: the configuration keys that need less memory.
+        less: what would need less memory, e.g. the next smaller preset.
+        planned: what the run was expected to need.
 
     Raises:
         UserError: out of memory, or the device failed.
@@ -24,8 +34,8 @@ def explained(*, key: str) -> Iterator[None]:
         said = str(error).split(". ")
         raise UserError(
             "the GPU's memory is full; what was saved is kept",
-            expected=f"smaller values, a smaller base, or a larger GPU than one of {_capacity(said)}",
-            got=said[1] if len(said) > 1 else said[0],
+            expected=f"{less or 'smaller values, a smaller base'}, or a larger GPU than one of {_capacity(said)}",
+            got=(said[1] if len(said) > 1 else said[0]) + (f"; planned was a peak of {planned}" if planned else ""),
             key=key,
         ) from error
     except torch.AcceleratorError as error:

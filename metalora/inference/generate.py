@@ -313,7 +313,7 @@ class _LoraRows:
             meta_rank=None,
             seed=0,
         )
-        self.bank.to(next(backbone.denoiser.parameters()).device)
+        self.bank.to(backbone.device)
         self._rank, self._strength = rank, strength
         self._held: list[Path | None] = [None] * rows
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from metalora.core.contracts import Batch, Objective, Sample, TextEmbedding, TrainingPerson
+from metalora.core.device import sent
 from metalora.core.noise import noise, timestep
 from metalora.people.sampler import Sampler
 
@@ -121,15 +122,17 @@ class IdentityDataModule(LightningDataModule):
         return self.stream
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch when the trainer consumes it; this is where it counts as consumed."""
+        """Move a batch when the trainer consumes it; this is where it counts as consumed.
+
+        The bank rows stay on the CPU: the host has to know them.
+        """
         self.stream.consumed = batch.iteration + 1
         if device.type == "cpu":
             return batch
         return replace(
             batch,
-            latents_BCHW=batch.latents_BCHW.to(device, non_blocking=True),
-            noise_BCHW=batch.noise_BCHW.to(device, non_blocking=True),
-            t_B=batch.t_B.to(device, non_blocking=True),
+            latents_BCHW=sent(batch.latents_BCHW, device),
+            noise_BCHW=sent(batch.noise_BCHW, device),
+            t_B=sent(batch.t_B, device),
             text=batch.text.to(device),
-            rows_B=batch.rows_B.to(device, non_blocking=True),
         )

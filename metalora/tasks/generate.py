@@ -1,6 +1,6 @@
 """`metalora generate`: images from an exported LoRA file, or from the untouched base."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from metalora.inference.start import Start, load_start
 from metalora.people.benchmark import load_prompts
 from metalora.people.cache import LatentCache
 from metalora.tasks.artifact import Artifact
+from metalora.tasks.memory import measured, plan_generation
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
 
@@ -52,7 +53,8 @@ def run(cfg: DictConfig) -> None:
         for seed in seeds
     ]
     with Board() as board:
-        folder = generate(setting, jobs=jobs, label=lora.stem if lora else "base", progress=board.reporter("generate"))
+        label, progress = lora.stem if lora else "base", board.reporter("generate")
+        folder = generate(setting, jobs=jobs, label=label, progress=progress, say=board.say)
         board.say(f"images: {folder}")
 
 
@@ -100,8 +102,19 @@ def start_of(setting: Setting) -> Start | None:
     )
 
 
-def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, progress: Progress) -> Path:
-    """Make the images that are not there yet; returns their folder (images/ and manifest.jsonl)."""
+def generate(
+    setting: Setting,
+    *,
+    jobs: Sequence[GenerationJob],
+    label: str,
+    progress: Progress,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Make the images that are not there yet; returns their folder (images/ and manifest.jsonl).
+
+    Args:
+        say: told one line about memory.
+    """
     artifact = artifact_of(setting, jobs=jobs, label=label)
     if artifact.complete:
         return artifact.folder
@@ -109,6 +122,15 @@ def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, pro
     sampling = setting["sampling"]
     height, width = setting.numbers("sampling.size", least=1, count=2)
     check_size(setting.backbone, (height, width))  # before anything is embedded
+    texts = embedded_prompts(setting, {job.prompt for job in jobs})
+    plan = plan_generation(
+        setting,
+        texts=texts,
+        batch=min(sampling["batch_size"], len(jobs)),
+        rank=max(job.rank for job in jobs),
+        size=(height, width),
+        say=say,
+    )
     make_images(
         setting.backbone,
         jobs,
@@ -116,11 +138,11 @@ def generate(setting: Setting, *, jobs: Sequence[GenerationJob], label: str, pro
         guidance=sampling["guidance"],
         size=(height, width),
         batch_size=sampling["batch_size"],
-        texts=embedded_prompts(setting, {job.prompt for job in jobs}),
+        texts=texts,
         strength=setting.values.get("strength", 1.0),
         start=start_of(setting),
         out=artifact.folder,
         progress=progress,
     )
-    artifact.finish(images=len(jobs))
+    artifact.finish(images=len(jobs), **measured(setting, plan, say=say))
     return artifact.folder

@@ -1,19 +1,22 @@
 """`metalora meta-train`: Stage 1. Many people of one class in, `prior.safetensors` (LoRA Meta-Down) out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from metalora.adapters.artifacts import file_sha256
+from metalora.core.contracts import TrainingPerson
+from metalora.core.schedule import BucketPlan
 from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import Artifact
 from metalora.tasks.loggers import training_logger
+from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.prepare import encode_stage1, ensure_stage1, stage1_people
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
-from metalora.training.meta_training import PRIOR, prior_name, run_meta_training
+from metalora.training.meta_training import PRIOR, photos_of, prior_name, run_meta_training
 
 
 def run(cfg: DictConfig) -> None:
@@ -55,7 +58,7 @@ def meta_train(
     """Train the prior of one class, or continue, or return the one that is there.
 
     Args:
-        say: told one line about buckets.
+        say: told one line about buckets and one about memory.
     """
     ensure_stage1(setting, class_noun=class_noun, progress=progress)
     artifact = artifact_of(setting, class_noun)
@@ -67,6 +70,17 @@ def meta_train(
     artifact.begin()
     people, texts = encode_stage1(setting, class_noun=class_noun, progress=progress)
     stage1 = setting["stage1"]
+    plan = plan_training(
+        setting,
+        people,
+        texts=texts,
+        batch=stage1["batch_size"],
+        identities=_rows(setting, people),
+        rank=stage1["rank"],
+        meta_rank=setting["meta_rank"],
+        train_meta_down=True,
+        say=say,
+    )
     run_meta_training(
         setting.backbone,
         people,
@@ -90,10 +104,19 @@ def meta_train(
         logger=training_logger(setting, name=f"meta-train-{class_noun}", folder=artifact.folder),
         progress=progress,
         say=say,
+        memory_plan=plan,
     )
     artifact.finish(
+        **measured(setting, plan, say=say),
         people=len(people),
         images=sum(len(person.images) for person in people),
         sha256=file_sha256(prior),
     )
     return prior
+
+
+def _rows(setting: Setting, people: Sequence[TrainingPerson]) -> int:
+    """How many people's Mid and Up lie in memory at once."""
+    numbers = ("q_bucket", "q_warmup", "q_total", "batch_size", "uses_per_example")
+    schedule = BucketPlan(photos_of(people), seed=setting["seed"], **{key: setting["stage1"][key] for key in numbers})
+    return len(people) if setting["stage1.slots"] == "persist" else schedule.slots

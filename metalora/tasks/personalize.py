@@ -1,6 +1,6 @@
 """`metalora personalize`: Stage 2. One photo per person in, a small standard LoRA per person out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from metalora.people.folder import PersonFolder, describe, scan_people
 from metalora.people.photos import load_photo, pixel_sha256
 from metalora.tasks.artifact import Artifact
 from metalora.tasks.loggers import training_logger
+from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
 from metalora.training.checkpoints import writing
@@ -43,6 +44,7 @@ def run(cfg: DictConfig) -> None:
             prior=Path(setting["prior"]) if setting["prior"] else None,
             face=setting["face"],
             progress=board.reporter("personalize"),
+            say=board.say,
         )
         for person in people:
             board.say(f"LoRA: {lora_path(folder, person.identity, setting.iterations[-1])}")
@@ -71,12 +73,14 @@ def personalize(
     prior: Path | None,
     face: Literal["only", "largest"] = "only",
     progress: Progress,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Train (or continue, or find finished) every person's LoRA at every checkpoint; returns the folder they are in.
 
     Args:
         class_noun: of the people whose folder does not tell one.
         face: which face of a photo is the person's: the only one, or the largest.
+        say: told one line about memory.
     """
     method = setting["method"]
     if method["prior"] and prior is None:
@@ -117,10 +121,23 @@ def personalize(
         key="image",
         progress=lambda done, total: progress("encode", done, total),
     )
+    texts = cache.texts({person.caption for person in trained})
+    cohort = min(setting["cohort_size"], len(trained))
+    plan = plan_training(
+        setting,
+        trained,
+        texts=texts,
+        batch=cohort * setting["batch_size"],
+        identities=cohort,
+        rank=setting["rank"],
+        meta_rank=setting["meta_rank"] if method["prior"] else None,
+        train_meta_down=False,
+        say=say,
+    )
     run_personalization(
         setting.backbone,
         trained,
-        texts=cache.texts({person.caption for person in trained}),
+        texts=texts,
         method=method["name"],
         rank=setting["rank"],
         meta_rank=setting["meta_rank"] if method["prior"] else None,
@@ -138,6 +155,7 @@ def personalize(
         checkpoint_seconds=setting["trainer.checkpoint_seconds"],
         logger=training_logger(setting, name=run_name, folder=artifact.folder),
         progress=progress,
+        memory_plan=plan,
     )
     for person in people:
         _write_card(artifact.folder, person.identity, setting.iterations)
@@ -145,6 +163,7 @@ def personalize(
         iterations=list(setting.iterations),
         references={person.identity: [photo.name for photo in person.photos] for person in people},
         training_images={person.identity: len(person.images) for person in trained},
+        **measured(setting, plan, say=say),
     )
     return artifact.folder
 

@@ -11,6 +11,7 @@ from metalora.core.contracts import Backbone, ClipScorer, FaceDetector, FaceEmbe
 from metalora.core.errors import UserError
 from metalora.core.memory import keep_freed_memory
 from metalora.people.augment import shapes_for
+from metalora.training.configuration import quantization_of
 
 DEVICES = ("cpu", "cuda")
 
@@ -89,6 +90,7 @@ class Setting:
             "name": self["backbone.name"],
             "dtype": self["backbone.dtype"],
             "fingerprint": self.backbone.fingerprint,
+            **quantization_of(self.backbone),
         }
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from metalora.core.contracts import TrainingPerson
+from metalora.core.contracts import Backbone, TrainingPerson
 from metalora.core.errors import UserError
 
 METADATA_KEY = "configuration"
@@ -89,3 +89,9 @@ def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], *, where: Pa
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def quantization_of(backbone: Backbone) -> dict[str, str]:
+    """The one way to save memory that changes numbers, for a run's configuration; nothing at full precision."""
+    kind = backbone.memory.quantization
+    return {} if kind is None else {"quantization": kind}

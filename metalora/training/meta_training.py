@@ -14,6 +14,7 @@ from metalora.adapters.artifacts import save_prior
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject
 from metalora.adapters.optimizer import BankAdamW
+from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
 from metalora.core.schedule import SLOTS, BucketPlan
@@ -21,7 +22,14 @@ from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import IdentityBucketSampler
 from metalora.training.bucket_schedule import BucketSchedule, bank_identities
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
-from metalora.training.configuration import check_file, check_same, people_hash, read_metadata, to_metadata
+from metalora.training.configuration import (
+    check_file,
+    check_same,
+    people_hash,
+    quantization_of,
+    read_metadata,
+    to_metadata,
+)
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
@@ -94,6 +102,7 @@ def run_meta_training(
     log_every: int = 10,
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
+    memory_plan: MemoryPlan | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Train a prior and write `out/prior.safetensors`; continue a cut or shorter run; return at once when it is there.
@@ -110,6 +119,7 @@ def run_meta_training(
         checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
         texts: caption to its embedding, a single row; by default the backbone embeds them.
         metadata: kept in the prior's header, e.g. class_noun.
+        memory_plan: what memory was expected to peak at.
         say: told one line about buckets, and about images that are not used.
 
     Returns:
@@ -121,10 +131,8 @@ def run_meta_training(
     """
     if slots not in SLOTS:
         raise UserError("no such way to treat slots", expected=", ".join(SLOTS), got=slots, key="stage1.slots")
-    # A photo counts once, whatever the number of resolutions it is trained at.
-    images = {person.identity: len({image.source for image in person.images}) for person in people}
     plan = BucketPlan(
-        images,
+        photos_of(people),
         q_bucket=q_bucket,
         q_warmup=q_warmup,
         q_total=q_total,
@@ -142,6 +150,7 @@ def run_meta_training(
         "stage1.slots": slots,
         **{f"stage1.{key}": getattr(plan, key) for key in ("q_bucket", "q_warmup", "batch_size", "uses_per_example")},
         **{f"stage1.{key}": value for key, value in asdict(recipe).items()},
+        **quantization_of(backbone),
     }
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):
@@ -203,10 +212,16 @@ def run_meta_training(
                 logger=logger,
                 log_every=log_every,
                 memory_key="stage1.batch_size",
+                plan=memory_plan,
             )
         finally:
             eject(injection)
     return out / PRIOR
+
+
+def photos_of(people: Sequence[TrainingPerson]) -> dict[str, int]:
+    """Photos per identity; one counts once, whatever the number of resolutions it is trained at."""
+    return {person.identity: len({image.source for image in person.images}) for person in people}
 
 
 def prior_name(iterations: int) -> str:

@@ -14,13 +14,14 @@ from metalora.adapters.artifacts import Prior, check_prior, save_lora
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject
 from metalora.adapters.optimizer import BankAdamW
+from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
-from metalora.training.configuration import people_hash, tensors_hash, to_metadata
+from metalora.training.configuration import people_hash, quantization_of, tensors_hash, to_metadata
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
@@ -98,6 +99,7 @@ def run_personalization(
     log_every: int = 10,
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
+    memory_plan: MemoryPlan | None = None,
 ) -> Personalized:
     """Train a LoRA per person and write it at every checkpoint; continue cut and shorter runs; skip what is there.
 
@@ -117,6 +119,7 @@ def run_personalization(
         texts: caption to its embedding, a single row; by default the backbone embeds them.
         class_nouns: identity to class noun, kept in the header of that person's LoRAs.
         metadata: kept in every LoRA's header.
+        memory_plan: what memory was expected to peak at.
 
     Raises:
         UserError: no prior or one that does not fit, a folder of another configuration, a full disk.
@@ -138,6 +141,7 @@ def run_personalization(
         "rank": rank,
         "seed": seed,
         "weight_decay": weight_decay,
+        **quantization_of(backbone),
     }
     configurations = {person.identity: {**shared, "photos": people_hash([person])} for person in people}
     milestones = sorted(set(iterations))
@@ -158,9 +162,8 @@ def run_personalization(
                 rank=rank,
                 meta_rank=None if prior is None else prior.meta_rank,
                 seed=seed,
+                meta_down=None if prior is None else prior.meta_down,
             )
-            if prior is not None:
-                bank.load_meta_down(prior.meta_down)
             write_roster(cohort, configurations)
             finite = FiniteLoss(bank, key="learning_rate")
             _train(
@@ -187,6 +190,7 @@ def run_personalization(
                 logger=logger,
                 log_every=log_every,
                 callbacks=[*callbacks, *reports],
+                memory_plan=memory_plan,
             )
     return Personalized(
         loras={p.identity: {n: lora_path(out, p.identity, n) for n in milestones} for p in people},
@@ -213,6 +217,7 @@ def _train(
     logger: Logger | None,
     log_every: int,
     callbacks: Sequence[Callback],
+    memory_plan: MemoryPlan | None,
 ) -> None:
     captions = {person.identity: person.caption for person in cohort.people}
 
@@ -250,6 +255,7 @@ def _train(
             device=device,
             logger=logger,
             log_every=log_every,
+            plan=memory_plan,
         )
     finally:
         eject(injection)

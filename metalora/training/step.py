@@ -13,6 +13,7 @@ from torch import Tensor
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.optimizer import clip_meta_down_, clip_rows_
 from metalora.core.contracts import Backbone, Batch, Sample
+from metalora.core.device import sent
 from metalora.core.flow import per_sample_loss
 
 
@@ -70,7 +71,7 @@ def diffusion_loss(backbone: Backbone, bank: AdapterBank, batch: Batch, *, guida
     x_t_BCHW = objective.noisy(*given)
     prediction_BCHW = backbone.predict(x_t_BCHW, t_B=batch.t_B, text=batch.text, guidance=guidance)
     loss_B = per_sample_loss(prediction_BCHW, objective.target(*given))
-    weight_B = identity_weights(batch.samples).to(loss_B.device, non_blocking=True)
+    weight_B = sent(identity_weights(batch.samples), loss_B.device)
     total = (loss_B * weight_B).sum()
     mean = total.detach() / len({sample.identity for sample in batch.samples})
     return StepLoss(total=total, mean=mean, finite_B=loss_B.detach().isfinite())

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from metalora.core.budget import MemoryPlan
 from metalora.core.device import explained
 from metalora.core.errors import TERMINATED
 from metalora.training.checkpoints import AtomicCheckpointIO, StateKeeper, clear_leftovers
@@ -26,12 +27,14 @@ def fit(
     logger: Logger | None,
     log_every: int,
     memory_key: str = "batch_size, cohort_size",
+    plan: MemoryPlan | None = None,
 ) -> None:
     """Train until `keeper.end`, from the keeper's state or from the start.
 
     Args:
         device: cpu or cuda.
         memory_key: the configuration keys that say how much is trained at once.
+        plan: what memory was expected to peak at, told when there is not enough.
 
     Raises:
         UserError: the device's memory is full, or it failed; the last saved state is kept.
@@ -57,7 +60,8 @@ def fit(
             default_root_dir=keeper.path.parent,
         )
         try:
-            with explained(key=f"{memory_key}, resolutions, backbone.gradient_checkpointing"):
+            told = {} if plan is None else {"less": plan.less, "planned": str(plan)}
+            with explained(key=f"memory, {memory_key}, resolutions", **told):
                 trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
         except SIGTERMException:  # without a status of its own, it would pass for success
             raise SystemExit(TERMINATED) from None

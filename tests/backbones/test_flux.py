@@ -18,7 +18,7 @@ from metalora.adapters.inject import layer_shapes
 from metalora.backbones.backbone import DiffusersBackbone
 from metalora.backbones.fingerprint import fingerprint
 from metalora.backbones.flux import block_linears, load_flux, pack, unpack
-from metalora.core.contracts import Backbone
+from metalora.core.contracts import Backbone, MemoryUse
 from metalora.core.errors import UserError
 
 CAPTIONS = ["a photo of man", "pencil drawing of woman on beach"]
@@ -178,7 +178,7 @@ def test_weights_are_read_only_when_needed(tiny_flux_dir: Path) -> None:
 
 
 def test_dtype_and_gradient_checkpointing(tiny_flux_dir: Path) -> None:
-    backbone = load_flux(tiny_flux_dir, name="tiny", dtype="bfloat16", max_text_tokens=8, gradient_checkpointing=True)
+    backbone = load_flux(tiny_flux_dir, name="tiny", dtype="bfloat16", max_text_tokens=8, memory=MemoryUse(None, "all"))
     assert {parameter.dtype for parameter in backbone.denoiser.parameters()} == {torch.bfloat16}
     assert backbone.denoiser.gradient_checkpointing
     text = backbone.encode_text(CAPTIONS[:1])

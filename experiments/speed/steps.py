@@ -1,23 +1,27 @@
 """What training steps cost at FLUX.1-dev's shape or a scaled one, with random weights, on any device.
 
-    python -m experiments.speed.steps shape=flux_dev device=cuda dtype=bfloat16 pixels=1024 checkpointing=true
+    python -m experiments.speed.steps shape=flux_dev device=cuda dtype=bfloat16 pixels=1024 checkpointing=all
     python -m experiments.speed.steps                      # a scaled model on the CPU
 
 Variants take turns in one run: the bare model's forward and backward to its inputs (batch 1 and batch 4), a Stage-2
-step, a cohort step, a Stage-1 step in the warm-up and after it with 50 identities in the bank, all on one frozen
-transformer; and on a copy of it PEFT's LoRA of rank 1 on the same layers, trained as diffusers' DreamBooth-LoRA example
-does. Memory is what a step needs beyond what lies on the device before it. Model FLOPs are counted by torch on the meta
-device, without recomputation; the ceiling is a matrix product measured in the same run.
+step in both associations of Up Mid MetaDown x, a cohort step, a Stage-1 step in the warm-up and after it with 50
+identities in the bank, all on one frozen transformer; and on a copy of it PEFT's LoRA of rank 1 on the same layers,
+trained as diffusers' DreamBooth-LoRA example does. Memory is what a step needs beyond what lies on the device before
+it. Model FLOPs are counted by torch on the meta device, without recomputation; the ceiling is a matrix product measured
+in the same run. A bucket switch (everybody's Mid and Up drawn afresh, moments forgotten) is timed beside them.
 
 Writes results/steps-SHAPE-DEVICE-DATE.json.
 """
 
+import contextlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
@@ -29,6 +33,8 @@ from experiments.speed.measuring import alternate, summary, write
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject, layer_shapes
 from metalora.adapters.optimizer import BankAdamW, clip_rows_
+from metalora.backbones.attention import use_attention
+from metalora.backbones.blocks import checkpoint_blocks, compile_repeated
 from metalora.backbones.flux import block_linears
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -41,7 +47,10 @@ DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
     "pixels": 256,
     "text_tokens": 128,
-    "checkpointing": False,
+    "checkpointing": "none",
+    "quantization": "none",
+    "attention": "best",
+    "compile": False,
     "people": 50,
     "cohort": 4,
     "meta_rank": 128,
@@ -70,9 +79,16 @@ class Bench:
                 transformer = make_transformer(self.settings["shape"])
         finally:
             torch.set_default_dtype(torch.float32)
-        if self.settings["checkpointing"]:
-            transformer.enable_gradient_checkpointing()
-        return transformer.requires_grad_(False).eval()
+        transformer.requires_grad_(False).eval()
+        if self.settings["quantization"] != "none":
+            quantize(
+                transformer, list(block_linears(transformer)), kind=self.settings["quantization"], dtype=self.dtype
+            )
+        checkpoint_blocks(transformer, which=self.settings["checkpointing"])
+        use_attention(transformer, self.settings["attention"])
+        if self.settings["compile"]:
+            compile_repeated(transformer)
+        return transformer
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
         """One batch of images of `pixels` and their text."""
@@ -96,15 +112,37 @@ class Bench:
 
         return step
 
-    def ours(self, batch: int, *, people: int, train_meta_down: bool) -> Callable[[], None]:
-        """Routing, forward, loss, backward, clipping and AdamW; Meta-Down learns too or stands still."""
-        bank = AdapterBank(
-            self.layers,
-            identities=[f"p{k}" for k in range(people)],
-            rank=1,
-            meta_rank=self.settings["meta_rank"],
-            seed=0,
-        ).to(self.device)
+    def bank(self, people: int) -> AdapterBank:
+        """Rank 1 for so many people."""
+        names, meta_rank = [f"p{k}" for k in range(people)], self.settings["meta_rank"]
+        return AdapterBank(self.layers, identities=names, rank=1, meta_rank=meta_rank, seed=0).to(self.device)
+
+    def switch(self, people: int) -> Callable[[], None]:
+        """A new bucket takes its seats."""
+        bank = self.bank(people)
+        optimizer, visits = BankAdamW(bank, lr=RATE), itertools.count(1)
+        bank.set_route(torch.arange(people))
+        sum(slot.first.sum() + slot.up.sum() for slot in bank.slots.values()).backward()
+        optimizer.step()
+
+        def step() -> None:
+            visit = next(visits)
+            bank.reset_rows([f"p{k}-{visit}" for k in range(people)], visit=visit)
+            optimizer.reset_rows()
+            self.wait()
+
+        return step
+
+    def ours(
+        self, batch: int, *, people: int, train_meta_down: bool, meta_down_first: bool = False
+    ) -> Callable[[], None]:
+        """Routing, forward, loss, backward, clipping and AdamW; Meta-Down learns too or stands still.
+
+        Args:
+            meta_down_first: apply MetaDown to every token, as DESIGN's other association does, instead of forming
+                Mid MetaDown once per step.
+        """
+        bank = self.bank(people)
         bank.train_meta_down = train_meta_down
         optimizer, inputs = BankAdamW(bank, lr=RATE), self.inputs(batch)
         rows_B = torch.arange(batch) * (people // batch)
@@ -112,7 +150,8 @@ class Bench:
         def step() -> None:
             injection = inject(self.transformer, bank)
             bank.set_route(rows_B)
-            self.loss(inputs).backward()
+            with association(meta_down_first=meta_down_first):
+                self.loss(inputs).backward()
             clip_rows_(bank, max_norm=1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -170,6 +209,33 @@ class Bench:
         return 2 * side**3 / best
 
 
+@contextlib.contextmanager
+def association(*, meta_down_first: bool) -> Iterator[None]:
+    """Let the adapters compute in the other order while this is open."""
+    with contextlib.ExitStack() as stack:
+        if meta_down_first:
+            for module in ("metalora.adapters.linear", "metalora.core.lora"):
+                stack.enter_context(mock.patch(f"{module}.merges", lambda *, tokens, rank: False))
+        yield
+
+
+def quantize(transformer: nn.Module, names: list[str], *, kind: str, dtype: torch.dtype) -> None:
+    """Keep the named layers' random weights in fewer bits, as the libraries behind diffusers' quantizers do."""
+    if kind == "nf4":
+        from bitsandbytes.nn import Params4bit
+
+        for name in names:
+            layer = transformer.get_submodule(name)
+            packed = Params4bit(layer.weight.detach().cpu(), requires_grad=False, quant_type="nf4")
+            layer.weight = packed.to(layer.weight.device)
+        return
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    config = Float8WeightOnlyConfig() if kind == "float8" else Int8WeightOnlyConfig(version=2)
+    quantize_(transformer, config, filter_fn=lambda module, name: name in set(names))
+    transformer.requires_grad_(False)
+
+
 def make_transformer(shape: str) -> FluxTransformer2DModel:
     """FLUX.1-dev's layers at a shape's size."""
     return FluxTransformer2DModel(
@@ -217,6 +283,7 @@ def main(arguments: list[str]) -> None:
     steps = {
         "frozen_batch_1": bench.frozen(1),
         "stage2_batch_1": bench.ours(1, people=1, train_meta_down=False),
+        "stage2_meta_down_first_batch_1": bench.ours(1, people=1, train_meta_down=False, meta_down_first=True),
         f"frozen_batch_{cohort}": bench.frozen(cohort),
         f"cohort_of_{cohort}": bench.ours(cohort, people=cohort, train_meta_down=False),
         f"stage1_warmup_batch_{cohort}": bench.ours(cohort, people=people, train_meta_down=False),
@@ -226,6 +293,13 @@ def main(arguments: list[str]) -> None:
         steps["peft_lora_batch_1"] = bench.peft()
     batches = {name: cohort if name.endswith(f"_{cohort}") else 1 for name in steps}
     seconds = alternate(steps, repeats=settings["repeats"])
+    switch = bench.switch(people)
+    switch()
+    switches = []
+    for _ in range(3):
+        start = time.perf_counter()
+        switch()
+        switches.append(time.perf_counter() - start)
     peaks = {name: bench.peak_gb(step) for name, step in steps.items()}
     report: dict[str, Any] = {}
     for name, batch in batches.items():
@@ -243,6 +317,7 @@ def main(arguments: list[str]) -> None:
         "weights_gb": round(sum(p.nbytes for p in bench.transformer.parameters()) / 2**30, 2),
         "model_tflop_per_image": round(flops / 1e12, 3),
         "matrix_product_tflops": round(ceiling / 1e12, 3),
+        f"seconds_of_bucket_switch_{people}_people": round(min(switches), 3),
         "steps": report,
     }
     path: Path = write(f"steps-{settings['shape']}-{settings['device']}-{time.strftime('%Y-%m-%d')}", result)

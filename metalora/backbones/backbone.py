@@ -253,11 +253,14 @@ class DiffusersBackbone:
         paper.device = torch.device("meta")
         vars(paper)["denoiser"] = self._blueprint
         paper.memory = memory
+        paper._vae = self._paper_vae()
+        return paper
+
+    def _paper_vae(self) -> Any:
         with readable(self.folder), torch.device("meta"):
             config: Any = AutoencoderKL.load_config(self.folder, subfolder="vae", local_files_only=True)
             vae: Any = AutoencoderKL.from_config(config)
-            paper._vae = nn.Module.to(vae, self.dtype)
-        return paper
+            return nn.Module.to(vae, self.dtype)
 
     @cached_property
     def layer_shapes(self) -> dict[str, LayerShape]:

@@ -2,6 +2,7 @@
 
     python -m experiments.speed.memory shape=flux_dev device=cuda dtype=bfloat16 pixels=1024 text_tokens=512
     python -m experiments.speed.memory                      # a scaled model on the CPU
+    python -m experiments.speed.memory presets=true         # only plan: every preset at the paper's sizes
 
 Random weights at FLUX.1-dev's shape or a scaled one. Each way to save memory runs in a process of its own: the plan
 first, then the model is made and three steps are taken. Measured on a GPU is what torch's allocator handed out at most,
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from experiments.speed.measuring import write
@@ -27,9 +29,11 @@ from metalora.adapters.inject import inject
 from metalora.adapters.optimizer import BankAdamW
 from metalora.backbones.backbone import DiffusersBackbone
 from metalora.backbones.flux import Flux, block_linears
+from metalora.configuration import conf_dir
+from metalora.core.budget import GIB, MemoryPlan, settle
 from metalora.core.contracts import Batch, MemoryUse, Sample, TextEmbedding
+from metalora.core.errors import UserError
 from metalora.core.flow import RectifiedFlow
-from metalora.core.memory import keep_freed_memory
 from metalora.training.plan import Work, plan_step
 from metalora.training.step import clip_gradients, diffusion_loss
 
@@ -134,7 +138,6 @@ def measure(settings: dict[str, Any], *, stage: str, way: str) -> dict[str, Any]
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     else:
-        keep_freed_memory()
         Path("/proc/self/clear_refs").write_text("5")
     before = torch.cuda.memory_allocated() if cuda else resident("VmRSS")
     bank = AdapterBank(
@@ -168,8 +171,32 @@ def measure(settings: dict[str, Any], *, stage: str, way: str) -> dict[str, Any]
     }
 
 
+def plan_presets() -> None:
+    """What each memory preset settles on for FLUX.1-dev at 1024 px, both stages; nothing is computed."""
+    settings = {"shape": "flux_dev", "device": "meta", "dtype": "bfloat16", "text_tokens": 512}
+    text = TextEmbedding(torch.empty(1, 512, SHAPES["flux_dev"]["joint_attention_dim"]), torch.empty(1, POOLED))
+    for file in sorted((conf_dir() / "memory").glob("*gb.yaml"), reverse=True):
+        preset = yaml.safe_load(file.read_text())
+        for stage, (size, people, train_meta_down) in STAGES.items():
+            backbone = RandomFlux(settings, MemoryUse(preset["quantization"]))
+            work = Work(size, people or 50, 1, 128, train_meta_down, (16, 128, 128), text)
+
+            def plan(memory: MemoryUse, backbone: RandomFlux = backbone, work: Work = work) -> MemoryPlan:
+                return plan_step(backbone, work, memory=memory)
+
+            keys = {name: preset[name] for name in ("checkpointing", "offload")}
+            try:
+                told = settle(backbone, plan, budget=preset["budget_gb"] * GIB, preset=preset["name"], **keys)
+            except UserError as error:
+                told = error
+            print(f"memory={preset['name']} {stage}: {told}", flush=True)
+
+
 def main(arguments: list[str]) -> None:
     """Measure every way in a process of its own, and write."""
+    if arguments == ["presets=true"]:
+        plan_presets()
+        return
     settings: dict[str, Any] = dict(DEFAULTS)
     words = dict(argument.split("=", 1) for argument in arguments)
     cell = {name: words.pop(name) for name in ("stage", "way") if name in words}

@@ -1,5 +1,7 @@
 """Personalizing a folder of people: everybody's own class noun, and artifacts that know what they depend on."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from PIL import Image
 from metalora.adapters.artifacts import load_lora
 from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import Box, DetectedFace
+from metalora.core.errors import UserError
 from metalora.people.folder import PersonFolder
 from metalora.tasks.personalize import artifact_of, personalize
 from metalora.tasks.setting import Setting
@@ -42,6 +45,7 @@ def setting(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> Setting:
             "cohort_size": 4,
             "seed": 0,
             "trainer": {"device": "cpu", "checkpoint_seconds": 60.0},
+            "memory": {"name": "auto", "budget_gb": None, "checkpointing": "auto", "offload": "auto"},
             "logger": {"name": "csv"},
             "scorer": {"detector": {"threshold": 0.9}},
         }
@@ -94,3 +98,51 @@ def test_checkpoints_are_no_part_of_a_trajectory(setting: Setting, tmp_path: Pat
     assert artifact_of(setting, **choice).folder == short.folder
     setting.values["learning_rate"] = 2e-3
     assert artifact_of(setting, **choice).folder != short.folder
+
+
+def told(setting: Setting, people: list[PersonFolder], **memory: Any) -> tuple[list[str], dict[str, Any]]:
+    """What a run with these memory settings says, and its manifest."""
+    setting.values["memory"] = setting.values["memory"] | memory
+    said: list[str] = []
+    options: dict[str, Any] = {"class_noun": "woman", "label": "all", "prior": None}
+    folder = personalize(setting, people=people, progress=lambda *_: None, say=said.append, **options)
+    return said, json.loads((folder / "manifest.json").read_text())
+
+
+def test_the_expected_peak_is_told_before_and_kept(setting: Setting, tmp_path: Path) -> None:
+    people = make_people(tmp_path, {"ann": None, "ben": None})
+    said, manifest = told(setting, people)
+    assert not said and "planned_peak_mb" not in manifest  # a CPU without a budget
+    people = make_people(tmp_path / "more", {"cia": None})
+    said, manifest = told(setting, people, budget_gb=2)
+    assert len(said) == 1 and said[0].startswith("memory: an expected peak of ") and "weights" in said[0]
+    assert manifest["memory"] == "nothing saved" and manifest["planned_peak_mb"] == 0  # less than one MB
+    people = make_people(tmp_path / "most", {"dan": None})
+    said, manifest = told(setting, people, budget_gb=2, checkpointing="all")
+    assert manifest["memory"] == "all blocks checkpointed"
+
+
+def test_what_will_not_fit_is_told_before_anything_is_trained(setting: Setting, tmp_path: Path) -> None:
+    people = make_people(tmp_path, {"ann": None})
+    message = r"does not fit.*expected at most 9.5e-07 GiB.*memory=16gb.*got an expected peak of.*key: memory"
+    with pytest.raises(UserError, match=message):
+        told(setting, people, name="24gb", budget_gb=1 + 2**-20)
+    assert not list((tmp_path / "outputs").rglob("*.safetensors"))
+    for wrong in ("much", 0, True):
+        with pytest.raises(UserError, match=r"no budget; expected GiB.*key: memory.budget_gb"):
+            told(setting, people, budget_gb=wrong)
+
+
+def test_fewer_bits_are_another_artifact(setting: Setting, tmp_path: Path) -> None:
+    people = make_people(tmp_path, {"ann": "woman"})
+    choice: dict[str, Any] = {"people": people, "class_noun": "woman", "label": "all", "prior": None}
+    plain = artifact_of(setting, **choice)
+    before = setting.backbone.memory
+    try:
+        setting.backbone.memory = replace(before, checkpointing="all")
+        assert artifact_of(setting, **choice).hash == plain.hash
+        setting.backbone.memory = replace(before, quantization="int8")
+        other = artifact_of(setting, **choice)
+        assert other.hash != plain.hash and other.config["backbone"]["quantization"] == "int8"
+    finally:
+        setting.backbone.memory = before

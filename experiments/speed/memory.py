@@ -5,8 +5,9 @@
     python -m experiments.speed.memory presets=true         # only plan: every preset at the paper's sizes
 
 Random weights at FLUX.1-dev's shape or a scaled one. Each way to save memory runs in a process of its own: the plan
-first, then the model is made and three steps are taken. Measured on a GPU is what torch's allocator handed out at most,
-on a CPU the process's largest resident memory, less what it was before the model was made.
+first, then the model is made and three steps are taken. Measured is what torch's allocator handed out at most; on a CPU,
+where torch keeps no such count, its profiler tells it of the third step. Beside it there, the process's largest resident
+memory, less what it was before the model was made: it has the gaps that malloc leaves, too.
 
 Writes results/memory-SHAPE-DEVICE-DATE.json.
 """
@@ -15,12 +16,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from experiments.speed.measuring import write
 from experiments.speed.steps import POOLED, SHAPES, make_transformer, quantize
@@ -123,6 +126,19 @@ def resident(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
+def handed_out(body: Callable[[], None]) -> int:
+    """What torch's allocator handed out at most during `body`, by its profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        body()
+    results: Any = told.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda it: it.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
 def measure(settings: dict[str, Any], *, stage: str, way: str) -> dict[str, Any]:
     """Plan, then take three steps and look."""
     size, people, train_meta_down = STAGES[stage]
@@ -151,20 +167,35 @@ def measure(settings: dict[str, Any], *, stage: str, way: str) -> dict[str, Any]
     optimizer = BankAdamW(bank, lr=4e-4)
     inject(backbone.denoiser, bank)
     batch, seconds = batch_of(settings, size=size, people=people), []
-    for _ in range(3):
-        started = time.perf_counter()
+
+    def step() -> None:
         diffusion_loss(backbone, bank, batch, guidance=1.0).total.backward()
         clip_gradients(bank, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        bank.clear_route()
+
+    for _ in range(2):
+        started = time.perf_counter()
+        step()
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    peak = (torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")) - before
+    told: dict[str, Any] = {}
+    if cuda:
+        step()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        told["resident_gb"] = round((resident("VmHWM") - before) / 2**30, 3)
+        kept = [backbone.denoiser, bank]
+        held = sum(it.nbytes for module in kept for it in [*module.parameters(), *module.buffers()])
+        moments = [value.nbytes for state in optimizer.state.values() for value in state.values()]
+        peak = held + sum(moments) + handed_out(step)
     return {
         "planned_gb": round(plan.peak / 2**30, 3),
         "measured_gb": round(peak / 2**30, 3),
         "planned_over_measured": round(plan.peak / peak, 3),
+        **told,
         "plan": str(plan),
         "seconds_to_plan": round(planning, 1),
         "seconds_per_step": round(min(seconds), 3),

@@ -250,9 +250,9 @@ class DiffusersBackbone:
     def on_paper(self, memory: MemoryUse) -> "DiffusersBackbone":
         """The same without weights, on the meta device: it counts what it would compute and keep."""
         paper = copy(self)
-        paper.device = torch.device("meta")
-        vars(paper)["denoiser"] = self._blueprint
-        paper.memory = memory
+        paper.device, paper._memory = torch.device("meta"), memory
+        vars(paper)["denoiser"] = denoiser = self._blueprint
+        checkpoint_blocks(denoiser, which=memory.checkpointing)
         paper._vae = self._paper_vae()
         return paper
 

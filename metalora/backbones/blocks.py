@@ -40,10 +40,14 @@ def checkpoint_blocks(denoiser: Any, *, which: str) -> None:
     denoiser.enable_gradient_checkpointing(run)
 
 
-def compile_repeated(denoiser: Any) -> None:
-    """Compile the repeated blocks, each kind once; shapes may change between steps without compiling anew."""
+def compile_repeated(denoiser: Any, *, backend: str = "inductor") -> None:
+    """Compile the repeated blocks, each kind once; shapes may change between steps without compiling anew.
+
+    Args:
+        backend: torch.compile's.
+    """
     for block in repeated_blocks(denoiser):
-        block.compile(dynamic=True)
+        block.compile(dynamic=True, fullgraph=True, backend=backend)
 
 
 class OffloadedBlock:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject
 from metalora.backbones.backbone import DiffusersBackbone
-from metalora.backbones.blocks import repeated_blocks
+from metalora.backbones.blocks import compile_repeated, repeated_blocks
 from metalora.backbones.flux import load_flux
 from metalora.backbones.quantization import quantized_bytes
 from metalora.backbones.sd3 import load_sd3
@@ -290,6 +290,21 @@ def test_attention_backends(flux: Path) -> None:
     for name in ("flash", "no_such"):
         with pytest.raises(UserError, match=rf"attention backend cannot be used; .*got {name}: .*backbone.attention"):
             load_flux(flux, name="tiny", attention=name).denoiser  # noqa: B018
+
+
+def test_compiled_blocks_are_the_same_function(tiny_flux_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph per kind of block, no break in any of them; what a graph becomes on a device is torch's affair."""
+    from metalora.backbones import backbone as module
+
+    monkeypatch.setattr(module, "compile_repeated", lambda denoiser: compile_repeated(denoiser, backend="eager"))
+    plain, compiled = (load_flux(tiny_flux_dir, name="tiny", compile_blocks=choice) for choice in (False, True))
+    text = embedded(plain)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for one, other in zip(step(compiled, text), step(plain, text), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
 
 def test_repeated_blocks(folders: dict[str, Path]) -> None:

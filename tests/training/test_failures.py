@@ -10,6 +10,8 @@ from torch import Tensor
 from training_runs import same_file, stage1, stage2
 
 from metalora.backbones.backbone import DiffusersBackbone
+from metalora.core.budget import GIB, MemoryPlan, smaller
+from metalora.core.contracts import MemoryUse
 from metalora.core.errors import UserError
 from metalora.training.checkpoints import read_state
 
@@ -108,7 +110,7 @@ FULL = (
     [
         (
             torch.OutOfMemoryError(FULL),
-            "GPU's memory is full; .*larger GPU than one of 23.64 GiB; got Tried to allocate 2.00 GiB; key: batch_size",
+            "GPU's memory is full; .*larger GPU than one of 23.64 GiB; got Tried to allocate 2.00 GiB; key: memory, batch_size",
         ),
         (torch.AcceleratorError("CUDA error: device lost\nmore"), "GPU failed; .*got CUDA error: device lost"),
     ],
@@ -126,3 +128,19 @@ def test_a_device_that_fails_is_one_line(
     (state,) = tmp_path.glob("cohort-*/last.ckpt")
     saved = read_state(state)
     assert saved is not None and saved.iterations == 4
+
+
+def test_a_full_gpu_is_told_with_the_plan_and_what_needs_less(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
+    plan = MemoryPlan(MemoryUse("float8", "all"), 12 * GIB, GIB, 0, 2 * GIB, less=smaller("24gb", 24 * GIB))
+
+    def full(_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(FULL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_backbone, "predict", at_call(tiny_backbone.predict, 1, full))
+        told = (
+            r"expected memory=16gb, or smaller resolutions or batches, or a larger GPU than one of 23.64 GiB; "
+            r"got Tried to allocate 2.00 GiB; planned was a peak of 15.0 GiB \(weights 12.0, .*float8 weights.*key: memory"
+        )
+        with pytest.raises(UserError, match=told):
+            stage2(tiny_backbone, tmp_path, iterations=[2], memory_plan=plan)

@@ -134,8 +134,8 @@ def analyse(
     """Shares, intervals and tests of one part; None when it has no questions.
 
     "Overall" is the average of the columns, as in the paper. Intervals over participants resample whole participants
-    with all their answers (percentiles, widened for few participants: Hesterberg 2015); the second interval resamples
-    questions too (Owen's pigeonhole bootstrap), for what would hold on other questions.
+    with all their answers (BCa, widened for few participants); the second interval resamples questions too (Owen's
+    pigeonhole bootstrap), for what would hold on other questions.
 
     Args:
         ours: the model that every other is tested against.
@@ -157,8 +157,8 @@ def analyse(
             model,
             column,
             100 * float(shares_PM[:, m].mean()),
-            *_interval(resampled[column][:, m], participants),
-            *_interval(both[column][:, m], participants),
+            *_interval(shares_PM[:, m], resampled[column][:, m]),
+            *_interval_of_both(both[column][:, m], participants),
             int(sum(one.wins[..., m].sum() for c, one in columns.items() if column in (c, OVERALL))),
         )
         for column, shares_PM in per_person.items()
@@ -187,16 +187,39 @@ def _both(columns: Mapping[str, Choices], people_SP: np.ndarray, *, seed: int) -
     return {OVERALL: np.mean(list(found.values()), axis=0)} | found
 
 
-def _interval(resampled_S: np.ndarray, participants: int) -> tuple[float, float]:
-    """95% percentile interval in percent, widened to a t interval's width for few participants (Hesterberg 2015)."""
-    if participants < 2:
+def _interval(values_P: np.ndarray, resampled_S: np.ndarray) -> tuple[float, float]:
+    """95% BCa interval (Efron 1987) of a mean over participants, in percent; NaN for one participant.
+
+    How often it holds the truth: `python -m experiments.user_study.coverage`.
+    """
+    count = len(values_P)
+    if count < 2:
         return float("nan"), float("nan")
-    normal, freedom = NormalDist(), participants - 1
-    z = normal.inv_cdf(0.975)
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)  # Cornish and Fisher
-    tail = 100 * normal.cdf(-t * (participants / freedom) ** 0.5)
-    low, high = np.percentile(resampled_S, [tail, 100 - tail])
+    mean = values_P.mean()
+    below = ((resampled_S < mean).mean() + (resampled_S <= mean).mean()) / 2
+    shift = NormalDist().inv_cdf(float(np.clip(below, 1e-3, 1 - 1e-3)))
+    influence_P = (values_P - mean) / (count - 1)  # of the jackknife
+    spread = float((influence_P**2).sum()) ** 1.5
+    skew = float((influence_P**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    ends = (shift + sign * _reach(count) for sign in (-1, 1))
+    return _ends(resampled_S, *(shift + end / (1 - skew * end) for end in ends))
+
+
+def _interval_of_both(resampled_S: np.ndarray, participants: int) -> tuple[float, float]:
+    """95% percentile interval, in percent."""
+    return _ends(resampled_S, -_reach(participants), _reach(participants)) if participants > 1 else (float("nan"),) * 2
+
+
+def _ends(resampled_S: np.ndarray, *normal: float) -> tuple[float, float]:
+    low, high = np.quantile(resampled_S, [NormalDist().cdf(end) for end in normal])
     return 100 * float(low), 100 * float(high)
+
+
+def _reach(participants: int) -> float:
+    """How far 95% go on the normal scale: as a t interval's, for few participants (Hesterberg 2015)."""
+    freedom, z = participants - 1, NormalDist().inv_cdf(0.975)
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)  # Cornish and Fisher
+    return t * (participants / freedom) ** 0.5
 
 
 def _exact(columns: Mapping[str, Choices]) -> dict[str, list[list[Fraction]]]:
@@ -227,7 +250,7 @@ def _against(
         (
             (ours, other, column),
             100 * float((shares_PM[:, a] - shares_PM[:, b]).mean()),
-            _interval(resampled[column][:, a] - resampled[column][:, b], len(shares_PM)),
+            _interval(shares_PM[:, a] - shares_PM[:, b], resampled[column][:, a] - resampled[column][:, b]),
             sign_flip_p([row[a] - row[b] for row in exact[column]]),
         )
         for column, shares_PM in per_person.items()
@@ -252,7 +275,9 @@ def _shifts(
         (
             (second, first, model),
             100 * float((per_person[second][:, m] - per_person[first][:, m]).mean()),
-            _interval(resampled[second][:, m] - resampled[first][:, m], len(per_person[first])),
+            _interval(
+                per_person[second][:, m] - per_person[first][:, m], resampled[second][:, m] - resampled[first][:, m]
+            ),
             sign_flip_p([y[m] - x[m] for x, y in zip(exact[first], exact[second], strict=True)]),
         )
         for m, model in enumerate(models)

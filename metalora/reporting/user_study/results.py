@@ -24,7 +24,7 @@ TITLES = {1: "Table 1, the best overall result", 2: "Table 2, the better set of 
 SIMULATED = "SIMULATED: nobody was asked, these answers were drawn from known probabilities"
 TRIAL = "TRIAL: somebody trying the page, no participants"
 METHOD = (
-    "95% intervals: percentile bootstrap over participants, each with all their answers, widened for few participants "
+    "95% intervals: BCa bootstrap over participants, each with all their answers, widened for few participants "
     '(Hesterberg 2015); "and questions": questions drawn again too (pigeonhole bootstrap). p: exact two-sided '
     "sign-flip test of paired differences over participants, Holm-corrected within each table. The questions are fixed "
     "in the tests."

@@ -3,7 +3,11 @@
 import http.client
 import io
 import json
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -55,3 +59,34 @@ class Client:
 
     def answer(self, position: int, place: int, *, seconds: float = 1.5) -> Reply:
         return self.ask("answer", {"position": position, "place": place, "seconds": seconds})
+
+
+class Served:
+    """`metalora study serve` as a process."""
+
+    def __init__(self, study: Path, *, port: int = 0) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "metalora",
+            "study",
+            "serve",
+            f"study={study}",
+            f"port={port}",
+            "participants=3",
+        ]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.said = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line)
+            if line.startswith("each link"):
+                break
+        links = re.findall(r"participant \d+: http://127.0.0.1:(\d+)/p/(\S+)/", "".join(self.said))
+        assert links, self.process.communicate()
+        self.port = int(links[0][0])
+        self.tokens = [token for _, token in links]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()

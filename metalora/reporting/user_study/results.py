@@ -25,9 +25,9 @@ SIMULATED = "SIMULATED: nobody was asked, these answers were drawn from known pr
 TRIAL = "TRIAL: somebody trying the page, no participants"
 METHOD = (
     "95% intervals: BCa bootstrap over participants, each with all their answers, widened for few participants "
-    '(Hesterberg 2015); "and questions": questions drawn again too (pigeonhole bootstrap). p: exact two-sided '
-    "sign-flip test of paired differences over participants, Holm-corrected within each table. The questions are fixed "
-    "in the tests."
+    '(Hesterberg 2015); "other questions too": questions drawn again as well (pigeonhole bootstrap). p: exact '
+    "two-sided sign-flip test of paired differences over participants, Holm-corrected within each table. The questions are fixed "
+    "in the tests. *: the largest of its column."
 )
 _LABELS = {"instantid": "InstantID", "photomaker": "PhotoMaker", "pulid": "PuLID"}
 
@@ -51,7 +51,7 @@ def write_results(
     """
     prefix = "" if answers.kind == "person" else f"{answers.kind}_"
     head = _head(answers, world=world)
-    tables = [table for analysis in analyses for table in _tables(analysis, world=world, kind=answers.kind)]
+    tables = [table for analysis in analyses for table in _tables(analysis, kind=answers.kind)]
     told = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     page = "\n\n".join([f"# User study: {world}", *head, told, *(_markdown(table) for table in tables), METHOD]) + "\n"
     files = (out / f"{prefix}study.md", out / f"{prefix}shares.csv", out / f"{prefix}comparisons.csv")
@@ -77,17 +77,20 @@ def _marked(kind: str) -> str:
     return SIMULATED if kind == "simulated" else TRIAL
 
 
-def _tables(analysis: Analysis, *, world: str, kind: str) -> list[Table]:
+def _tables(analysis: Analysis, *, kind: str) -> list[Table]:
     note = "" if kind == "person" else f" [{_marked(kind).split(':')[0]}]"
     asked = ", ".join(f"{COLUMNS[c]} {n}" for c, n in analysis.questions.items())
-    title = f"{TITLES[analysis.part]}{note}: percent of answers [95%] (questions: {asked})"
+    ours = {s.model for s in analysis.shares}
+    theirs = {row["method"] for row in paper_reference()["user_study"][f"table_{analysis.part}"]["rows"]}
+    other = "" if ours == theirs else "; the paper's are of a choice between other models"
+    name = f"{TITLES[analysis.part].split(',')[0]}{note}"
     found = [
-        _shares(analysis, title),
-        _tests(analysis, f"Differences in points{note}, {TITLES[analysis.part].split(',')[0]}"),
+        _shares(analysis, f"{TITLES[analysis.part]}{note}: percent of answers [95%] (questions: {asked}){other}"),
+        _tests(analysis, f"{name}: differences in points"),
+        _shifts(analysis, f"{name}: shifts between the columns, in points"),
+        papers(analysis.part),
     ]
-    if analysis.shifts:
-        found.append(_shifts(analysis, f"Shifts between the columns{note}, {TITLES[analysis.part].split(',')[0]}"))
-    return [*found, papers(analysis.part)]
+    return [table for table in found if table.rows]
 
 
 def _shares(analysis: Analysis, title: str) -> Table:
@@ -108,7 +111,7 @@ def _shares(analysis: Analysis, title: str) -> Table:
     header = (
         "model",
         *(COLUMNS[c] for c in columns),
-        "overall, and questions",
+        "overall, other questions too",
         *(f"paper: {COLUMNS[c]}" for c in columns),
     )
     return Table(title, header, tuple(rows))
@@ -120,7 +123,12 @@ def _cell(share: Share, *, best: bool) -> str:
 
 def _papers_number(part: int, model: str, column: str) -> str:
     rows = {row["method"]: row for row in paper_reference()["user_study"][f"table_{part}"]["rows"]}
-    return f"{rows[model][column]:.2f}" if model in rows else NONE
+    return _printed(part, rows[model][column]) if model in rows else NONE
+
+
+def _printed(part: int, percent: float) -> str:
+    """With the paper's digits."""
+    return f"{percent:.3f}" if part == 1 else f"{percent:.2f}"
 
 
 def papers(part: int) -> Table:
@@ -128,7 +136,7 @@ def papers(part: int) -> Table:
     reference = paper_reference()
     asked = reference["user_study"]
     told = asked[f"table_{part}"]
-    rows = tuple((row["label"], *(f"{row[c]:.2f}" for c in told["columns"])) for row in told["rows"])
+    rows = tuple((row["label"], *(_printed(part, row[c]) for c in told["columns"])) for row in told["rows"])
     count = f"{asked['participants']} participants, {asked['answers']} answers in both parts"
     title = f"The paper's {told['source']}, another world: {reference['setting']}; {count}"
     return Table(title, ("model", *(COLUMNS[c] for c in told["columns"])), rows)

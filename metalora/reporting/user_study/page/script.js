@@ -93,11 +93,12 @@ async function showQuestion(told) {
   at("prompt").textContent = question.prompt;
   at("person-title").textContent =
     question.references === 1 ? "The reference person" : `The reference person, ${question.references} photos`;
+  at("person").classList.toggle("several", question.references > 1);
   at("legend").textContent = one
     ? `Choose one of ${question.options} pictures`
     : `Choose one of ${question.options} sets of ${question.images} pictures`;
   at("hint").textContent =
-    `Keys: 1 to ${question.options} or arrows choose, Enter confirms, E shows the chosen one large.`;
+    `Keys: ${question.options === 2 ? "1, 2" : `1 to ${question.options}`} or arrows choose, Enter confirms, E enlarges.`;
   message("");
   pictures = [];
 

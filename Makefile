@@ -38,9 +38,9 @@ test: $(STAMP)  ## all tests
 test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt install chromium chromium-driver)
 	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
 
-study: $(STAMP)  ## the user study from the images of `make reproduce`, part 1 alone: built, then served on this machine
-	$(BIN)/metalora study build name=reproduce images=outputs/reproduce/generate \
-	  questions.recontextualized.ffhq=0 questions.stylized.ffhq=0
+study: $(STAMP)  ## the user study with the models of a finished `make reproduce`: built, then served on this machine
+	$(BIN)/python -m experiments.user_study.sets
+	$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'
 	$(BIN)/metalora study serve name=reproduce
 
 check: $(STAMP)  ## format, lint, types, floors, tests: the gate every commit passes

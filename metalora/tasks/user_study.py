@@ -38,7 +38,7 @@ def _serve(setting: Setting) -> None:
     from metalora.reporting.user_study.server import StudyServer
 
     store = Store(Path(setting["study"]))
-    top_up(store, setting)
+    top_up(store, participants_of(setting, default=0))
     host, port = str(setting["host"]), setting["port"]
     try:
         server = StudyServer(store, host=host, port=int(port), consent=_consent(setting, store))
@@ -120,7 +120,7 @@ def _simulate(setting: Setting) -> None:
     from metalora.reporting.user_study.simulate import simulate
 
     store = Store(Path(setting["study"]))
-    count = whole(setting, "participants", most=10_000)
+    count = participants_of(setting)
     simulate(
         store,
         participants=count,
@@ -133,13 +133,18 @@ def _simulate(setting: Setting) -> None:
     )
 
 
-def top_up(store: Store, setting: Setting) -> None:
+def top_up(store: Store, participants: int) -> None:
     """Invite whoever is missing, and one trial."""
-    missing = whole(setting, "participants", most=10_000) - len(store.invitations())
+    missing = participants - len(store.invitations())
     if missing > 0:
         store.invite(missing)
     if not store.invitations(kind="trial"):
         store.invite(1, kind="trial")
+
+
+def participants_of(setting: Setting, *, default: int = 25) -> int:
+    """How many participants were asked for; the default is the paper's number."""
+    return default if setting["participants"] is None else whole(setting, "participants", most=10_000)
 
 
 def whole(setting: Setting, key: str, *, most: int) -> int:

@@ -15,7 +15,7 @@ from metalora.tasks.artifact import config_hash
 from metalora.tasks.prepare import ensure_benchmark
 from metalora.tasks.progress import Board
 from metalora.tasks.setting import Setting
-from metalora.tasks.user_study import top_up, whole
+from metalora.tasks.user_study import participants_of, top_up, whole
 
 OPPONENTS = ("pulid", "lora_aug", "lora")
 """Whom Meta-LoRA meets in part 2 when nobody says: the paper's, else the nearest there is."""
@@ -49,7 +49,7 @@ def build(setting: Setting) -> None:
                 progress=progress,
             )
         store = Store(path)
-        top_up(store, setting)
+        top_up(store, participants_of(setting))
         for line in _described(questions, design, pool):
             board.say(line)
         board.say(f"study: {path} ({path.stat().st_size / 2**20:.1f} MB); next: metalora study serve study={path}")

@@ -207,7 +207,9 @@ def _interval(values_P: np.ndarray, resampled_S: np.ndarray) -> tuple[float, flo
 
 def _interval_of_both(resampled_S: np.ndarray, participants: int) -> tuple[float, float]:
     """95% percentile interval, in percent."""
-    return _ends(resampled_S, -_reach(participants), _reach(participants)) if participants > 1 else (float("nan"),) * 2
+    if participants < 2:
+        return float("nan"), float("nan")
+    return _ends(resampled_S, -_reach(participants), _reach(participants))
 
 
 def _ends(resampled_S: np.ndarray, *normal: float) -> tuple[float, float]:

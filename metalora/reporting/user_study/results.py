@@ -26,8 +26,8 @@ TRIAL = "TRIAL: somebody trying the page, no participants"
 METHOD = (
     "95% intervals: BCa bootstrap over participants, each with all their answers, widened for few participants "
     '(Hesterberg 2015); "other questions too": questions drawn again as well (pigeonhole bootstrap). p: exact '
-    "two-sided sign-flip test of paired differences over participants, Holm-corrected within each table. The questions are fixed "
-    "in the tests. *: the largest of its column."
+    "two-sided sign-flip test of paired differences over participants, Holm-corrected within each table; the questions "
+    "are fixed in it. *: the largest of its column."
 )
 _LABELS = {"instantid": "InstantID", "photomaker": "PhotoMaker", "pulid": "PuLID"}
 

@@ -14,6 +14,7 @@ from made_up_images import PROMPTS, study
 from metalora.cli import register_resolvers
 from metalora.configuration import conf_dir
 from metalora.core.errors import UserError
+from metalora.reporting.user_study.server import StudyServer
 from metalora.reporting.user_study.store import Store
 from metalora.tasks.user_study import run
 
@@ -147,3 +148,20 @@ def test_a_busy_port_and_a_missing_consent_text_end_in_one_line(made_up: Path, t
             metalora("serve", f"study={tmp_path / 'study.sqlite'}", f"port={taken.getsockname()[1]}")
     with pytest.raises(UserError, match="cannot read the consent text"):
         metalora("serve", f"study={tmp_path / 'study.sqlite'}", "port=0", f"consent={tmp_path / 'none.txt'}")
+
+
+def test_serving_tells_links_and_what_participants_agree_to(
+    made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = study(tmp_path / "study.sqlite", made_up)
+    store.invite(3)
+    heard: list[str] = []
+    monkeypatch.setattr(StudyServer, "serve_forever", lambda server: heard.append(server.consent))
+    own = tmp_path / "consent.txt"
+    own.write_text("Our own words, {as they are}.\n")
+    metalora("serve", f"study={store.path}", "port=0", "contact=ask@example.org")
+    metalora("serve", f"study={store.path}", "port=0", f"consent={own}", "participants=4")
+    assert "There are 8 questions, which take about 2 minutes" in heard[0] and heard[0].endswith("ask@example.org")
+    assert heard[1] == "Our own words, {as they are}."
+    first, second = (part.count("/p/") for part in capsys.readouterr().out.split("study: ")[1:])
+    assert (first, second) == (1 + 3, 1 + 4)  # a trial beside them; none are added unless asked for

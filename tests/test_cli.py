@@ -60,11 +60,8 @@ def _task_file(name: str) -> Path:
         (("reproduce", "rank=64"), "rank"),
         (("reproduce", "methods=[lora,dreambooth]"), "dreambooth"),
         (("study",), "metalora study build | serve | analyse | simulate"),
-        (("study", "paint"), "got paint"),
-        (("study", "build"), "images"),
         (("study", "build", "images=[nowhere]"), "there is no folder nowhere"),
         (("study", "serve", "study=nowhere.sqlite"), "there is no study nowhere.sqlite"),
-        (("study", "analyse", "study=nowhere.sqlite"), "there is no study nowhere.sqlite"),
     ],
 )
 def test_bad_words_end_in_one_line_and_status_2(words: tuple[str, ...], told: str) -> None:

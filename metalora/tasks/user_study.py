@@ -1,6 +1,7 @@
 """`metalora study build | serve | analyse | simulate`: the user study of appendix C."""
 
 import json
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ def run(cfg: DictConfig) -> None:
         raise UserError(
             "no such part of a study", expected=f"metalora study {' | '.join(actions)}", got=given, key="action"
         )
-    actions[setting["action"]](setting)
+    try:
+        actions[setting["action"]](setting)
+    except sqlite3.Error as error:
+        raise UserError("the study's file cannot be used", got=str(error), key="study") from None
 
 
 def _build(setting: Setting) -> None:
@@ -125,7 +129,7 @@ def _simulate(setting: Setting) -> None:
         store,
         participants=count,
         preferences=setting["preferences"],
-        spread=float(setting["spread"]),
+        spread=setting["spread"],
         seed=setting["seed"],
     )
     print(

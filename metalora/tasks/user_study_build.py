@@ -23,11 +23,8 @@ OPPONENTS = ("pulid", "lora_aug", "lora")
 
 def build(setting: Setting) -> None:
     """Draw the questions, write the file, invite the participants; the very same study is left as it is."""
-    given = setting["images"]
-    folders = find_folders(
-        [Path(folder) for folder in (given if isinstance(given, list) else [given] if given else [])]
-    )
-    pool = read_pool(folders, rank=setting["rank"], checkpoints=setting["checkpoints"])
+    folders = find_folders([Path(folder) for folder in _words(setting, "images")])
+    pool = read_pool(folders, rank=setting["rank"], checkpoints=_mapping(setting, "checkpoints"))
     design = _design(setting, pool)
     path, settings = Path(setting["study"]), _settings(setting, design, pool)
     with Board() as board:
@@ -56,8 +53,8 @@ def build(setting: Setting) -> None:
 
 
 def _design(setting: Setting, pool: Pool) -> Design:
-    models = tuple(setting["models"] or pool.methods)
-    pair = setting["pair"] or [next((m for m in OPPONENTS if m in pool.methods), OPPONENTS[0]), "meta_lora"]
+    models = tuple(_words(setting, "models")) or pool.methods
+    pair = _words(setting, "pair") or [next((m for m in OPPONENTS if m in pool.methods), OPPONENTS[0]), "meta_lora"]
     if len(set(models)) < 2 or len(set(models)) < len(models) or len(models) > 9:
         raise UserError(
             "not the models for a choice",
@@ -67,11 +64,13 @@ def _design(setting: Setting, pool: Pool) -> Design:
         )
     if len(set(pair)) != 2 or len(pair) != 2:
         raise UserError("part 2 compares two models", expected="two names", got=", ".join(map(str, pair)), key="pair")
+    for key in ("questions", *(f"questions.{c}" for c in CATEGORIES), "question_prompts"):
+        _mapping(setting, key)
     counts = {
         c: {part: setting.numbers(f"questions.{c}.{part}", least=0, count=1)[0] for part in ("unsplash", "ffhq")}
         for c in CATEGORIES
     }
-    kinds = {c: k if isinstance(k := setting["question_prompts"][c], list) else [k] for c in CATEGORIES}
+    kinds = {c: _words(setting, f"question_prompts.{c}") for c in CATEGORIES}
     if unknown := sorted({kind for given in kinds.values() for kind in given} - set(KINDS)):
         raise UserError(
             "no such kind of prompt", expected=", ".join(KINDS), got=", ".join(unknown), key="question_prompts"
@@ -88,6 +87,19 @@ def _design(setting: Setting, pool: Pool) -> Design:
         set_size=whole(setting, "set_size", most=6),
         seed=setting["seed"],
     )
+
+
+def _words(setting: Setting, key: str) -> list[str]:
+    """A list of words under a key; one word is a list of one, null is none."""
+    given = setting[key]
+    return [str(word) for word in (given if isinstance(given, list) else [] if given is None else [given])]
+
+
+def _mapping(setting: Setting, key: str) -> Mapping[str, Any]:
+    given = setting[key]
+    if not isinstance(given, Mapping):
+        raise UserError("several values belong here", expected="{NAME: VALUE, ...}", got=str(given), key=key)
+    return given
 
 
 def _settings(setting: Setting, design: Design, pool: Pool) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def simulate(
         category: _shares(preferences, category, settings["models"] if category in PARTS[1] else settings["pair"])
         for category in CATEGORIES
     }
-    if spread <= 0 or participants < 1:
+    if type(spread) not in (int, float) or not 0 < spread < float("inf") or participants < 1:
         raise UserError(
             "nothing to simulate",
             expected="spread above 0, participants of 1 or more",
@@ -82,6 +82,8 @@ def simulate(
 
 def _shares(preferences: Mapping[str, Any] | None, category: str, models: list[str]) -> np.ndarray:
     given: Mapping[str, Any] = preferences or {}
+    if not isinstance(given, Mapping):
+        raise UserError("preferences go by model", expected="{MODEL: SHARE, ...}", got=str(given), key="preferences")
     if given and all(isinstance(value, Mapping) for value in given.values()):
         if unknown := sorted(set(given) - set(CATEGORIES)):
             raise UserError(

@@ -130,6 +130,12 @@ def test_the_commands_in_turn(made_up: Path, tmp_path: Path, capsys: pytest.Capt
         ("rank=4", "no images of lora_aug"),
         ("images=[nowhere]", "no folder nowhere"),
         ("images=null", "no images to build a study from"),
+        ("models=meta_lora", "two to nine"),
+        ("pair=meta_lora", "part 2 compares two"),
+        ("questions=64", "several values belong here"),
+        ("questions.multi=16", "several values belong here"),
+        ("question_prompts=frontal", "several values belong here"),
+        ("checkpoints=375", "several values belong here"),
     ],
 )
 def test_bad_values_end_in_one_line(made_up: Path, tmp_path: Path, word: str, told: str) -> None:
@@ -137,6 +143,13 @@ def test_bad_values_end_in_one_line(made_up: Path, tmp_path: Path, word: str, to
     with pytest.raises(UserError, match=told) as caught:
         build(made_up, tmp_path, *more, word)
     assert "\n" not in str(caught.value) and not (tmp_path / "study.sqlite").exists()
+
+
+@pytest.mark.parametrize("action", ["serve", "analyse", "simulate", "paint", "'???'"])
+def test_nothing_to_work_on_ends_in_one_line(tmp_path: Path, action: str) -> None:
+    told = "there is no study" if action in ("serve", "analyse", "simulate") else "no such part of a study"
+    with pytest.raises(UserError, match=told):
+        metalora(action, f"study={tmp_path / 'nothing.sqlite'}")
 
 
 def test_a_busy_port_and_a_missing_consent_text_end_in_one_line(made_up: Path, tmp_path: Path) -> None:

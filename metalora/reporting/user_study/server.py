@@ -113,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._asset(self.path[1:])
         if re.fullmatch(r"/p/[A-Za-z0-9_-]{32}", self.path):  # the page's own addresses are relative to its folder
             return self._send(b"", "text/plain", status=HTTPStatus.PERMANENT_REDIRECT, place=f"{self.path[3:]}/")
+        if re.fullmatch(r"/p/[^/]*/", self.path) and not self._knows_token():  # a person's mistyped link
+            return self._asset("door.html", status=HTTPStatus.NOT_FOUND)
         participant, rest = self._participant()
         store = self.server.store
         if rest == "":
@@ -156,6 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _ProblemError(HTTPStatus.NOT_FOUND, "there is nothing here")
         return participant, found["rest"]
 
+    def _knows_token(self) -> bool:
+        try:
+            return bool(self._participant())
+        except _ProblemError:
+            return False
+
     def _body(self) -> Any:
         length = self.headers.get("Content-Length", "")
         if self.headers.get("Transfer-Encoding") or not re.fullmatch(r"\d{1,9}", length):
@@ -172,8 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _texts(self, participant: answering.Participant) -> dict[str, str]:
         return {} if participant.consented else {"consent": self.server.consent}
 
-    def _asset(self, name: str) -> None:
-        self._send(self.server.assets[name], _ASSETS[name], cache="no-cache")
+    def _asset(self, name: str, *, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self._send(self.server.assets[name], _ASSETS[name], status=status, cache="no-cache")
 
     def _picture(self, data: bytes | None) -> None:
         if data is None:

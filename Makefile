@@ -9,9 +9,10 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep test check format miniworld speed lock clean
+.PHONY: study test-browser
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## install everything into .venv from requirements.lock
 
@@ -33,6 +34,14 @@ sweep: $(STAMP)  ## the same over ranks 1, 2, 4, 8 and 16 (75 cells), as a Hydra
 
 test: $(STAMP)  ## all tests
 	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile -q --durations=15
+
+test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt install chromium chromium-driver)
+	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
+
+study: $(STAMP)  ## the user study with the models of a finished `make reproduce`: built, then served on this machine
+	$(BIN)/python -m experiments.user_study.sets
+	$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'
+	$(BIN)/metalora study serve name=reproduce
 
 check: $(STAMP)  ## format, lint, types, floors, tests: the gate every commit passes
 	$(BIN)/ruff format --check .

@@ -9,20 +9,22 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, task_names
+from metalora.configuration import PACKAGE, conf_dir, general_help, has_actions, task_help, task_names
 
 EXIT_BAD_INPUT = 2
 PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
 FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root", "init_image", "mask", "samples", "push"}
+FREE_TEXT |= {"study", "consent", "contact"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `metalora` command.
 
-    A first bare word becomes `task=WORD` (Hydra itself rejects bare words). Bad input of any kind, a wrong
-    configuration key included, ends in one line on stderr and exit status 2.
+    A first bare word becomes `task=WORD` (Hydra itself rejects bare words), a second one `action=WORD` where the task
+    has actions. Bad input of any kind, a wrong configuration key included, ends in one line on stderr and exit
+    status 2.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and "=" not in words[0] and not words[0].startswith("-"):
@@ -31,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         if "--help" in words or "-h" in words:
             print(task_help(words[0]))
             return
+        if len(words) > 1 and re.fullmatch(r"[a-z-]+", words[1]) and words[1][0] != "-" and has_actions(words[0]):
+            words[1] = f"action={words[1]}"
         words[0] = f"task={words[0]}"
     if not words or words[0] in ("--help", "-h") or not any(word.startswith("task=") for word in words):
         print(general_help())

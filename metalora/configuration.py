@@ -55,6 +55,11 @@ def read_keys(path: Path) -> list[KeyHelp]:
     return keys
 
 
+def has_actions(task: str) -> bool:
+    """Whether a task's second bare word says what it does: `metalora study build`."""
+    return any(entry.key == "action" for entry in read_keys(conf_dir() / "task" / f"{task}.yaml"))
+
+
 def summary(task: str) -> str:
     """The comment line at the head of a task's file."""
     lines = (conf_dir() / "task" / f"{task}.yaml").read_text().splitlines()

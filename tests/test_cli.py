@@ -59,6 +59,9 @@ def _task_file(name: str) -> Path:
         (("personalize", "class_noun=woman"), "image"),
         (("reproduce", "rank=64"), "rank"),
         (("reproduce", "methods=[lora,dreambooth]"), "dreambooth"),
+        (("study",), "metalora study build | serve | analyse | simulate"),
+        (("study", "build", "images=[nowhere]"), "there is no folder nowhere"),
+        (("study", "serve", "study=nowhere.sqlite"), "there is no study nowhere.sqlite"),
     ],
 )
 def test_bad_words_end_in_one_line_and_status_2(words: tuple[str, ...], told: str) -> None:
@@ -67,6 +70,14 @@ def test_bad_words_end_in_one_line_and_status_2(words: tuple[str, ...], told: st
     assert told in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1, found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_a_second_word_is_an_action_only_where_there_are_actions() -> None:
+    assert "action: ???" in metalora("study", "--cfg", "job").stdout
+    found = metalora("study", "serve", "--cfg", "job")
+    assert "action: serve" in found.stdout, found.stderr
+    assert metalora("study", "build", "--help").stdout == metalora("study", "--help").stdout
+    assert metalora("generate", "serve", "--cfg", "job").returncode != 0
 
 
 def test_no_task_prints_help_and_fails() -> None:

@@ -28,6 +28,7 @@ REQUIRED = {
     "evaluate": ["images=made"],
     "report": ["scores=made"],
     "export": ["lora=me.safetensors"],
+    "study": ["action=build"],
 }
 
 

@@ -5,9 +5,9 @@
     python -m experiments.speed.memory presets=true         # only plan: every preset at the paper's sizes
 
 Random weights at FLUX.1-dev's shape or a scaled one. Each way to save memory runs in a process of its own: the plan
-first, then the model is made and three steps are taken. Measured is what torch's allocator handed out at most; on a CPU,
-where torch keeps no such count, its profiler tells it of the third step. Beside it there, the process's largest resident
-memory, less what it was before the model was made: it has the gaps that malloc leaves, too.
+first, then the model is made and three steps are taken. Measured is what torch's allocator handed out at most; on a
+CPU, where torch keeps no such count, its profiler tells it of the third step. Beside it there, the process's largest
+resident memory, less what it was before the model was made: it has the gaps that malloc leaves, too.
 
 Writes results/memory-SHAPE-DEVICE-DATE.json.
 """

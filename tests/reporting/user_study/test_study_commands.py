@@ -1,0 +1,180 @@
+"""`metalora study`: its commands in turn, bad words, and a server killed in the middle of answering, served again."""
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from flow import Client, Served
+from hydra import compose, initialize_config_dir
+from made_up_images import PROMPTS, study
+
+from metalora.cli import register_resolvers
+from metalora.configuration import conf_dir
+from metalora.core.errors import UserError
+from metalora.reporting.user_study.server import StudyServer
+from metalora.reporting.user_study.store import Store
+from metalora.tasks.user_study import run
+
+
+def metalora(action: str, *more: str) -> None:
+    """`metalora study ACTION ...` within this process."""
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        run(compose("config", overrides=["task=study", f"action={action}", *more]))
+
+
+def build(made_up: Path, tmp_path: Path, *more: str) -> None:
+    prompts = tmp_path / "prompts.yaml"
+    kinds = {"multi": "frontal", "recontextualized": "recontextualized", "stylized": "stylized"}
+    entries = [f"{{id: {i}, kind: {k}, text: x}}" for c, k in kinds.items() for i in sorted(PROMPTS[c])]
+    prompts.write_text("prompts:\n" + "".join(f"  - {entry}\n" for entry in entries))
+    benchmark = ["benchmark=meta_phd", f"benchmark.root={made_up / 'benchmark'}", f"benchmark.prompts={prompts}"]
+    metalora("build", f"study={tmp_path / 'study.sqlite'}", f"images={made_up / 'images'}", *benchmark, *more)
+
+
+@pytest.mark.slow
+def test_kill_minus_9_loses_no_acknowledged_answer_and_everybody_goes_on(
+    made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three participants answer without pause; the server is killed under them twice, then they finish."""
+    build(made_up, tmp_path, "participants=3")
+    said = capsys.readouterr()
+    assert "best of 5" in said.out + said.err and "32 questions, from the ffhq part 32" in said.out + said.err
+    store = Store(tmp_path / "study.sqlite")
+    acknowledged: set[tuple[str, int, int]] = set()
+    tokens: list[str] = []
+
+    def answering(client: Client, limit: int, enough: threading.Event) -> None:
+        try:
+            client.agree()
+            while (told := client.state()).get("question"):
+                position, place = told["answered"], (told["answered"] * 7 + 3) % told["question"]["options"]
+                if client.answer(position, place).status == 200:
+                    acknowledged.add((client.token, position, place))
+                if len(acknowledged) >= limit:
+                    enough.set()
+        except OSError:
+            pass  # the server was killed
+
+    for limit in (25, 90, 10_000):
+        served = Served(tmp_path / "study.sqlite")
+        assert tokens in ([], served.tokens)  # the same links as before
+        tokens = served.tokens
+        enough = threading.Event()
+        people = [threading.Thread(target=answering, args=(Client(served.port, t), limit, enough)) for t in tokens]
+        for person in people:
+            person.start()
+        if limit < 10_000:
+            assert enough.wait(60)
+            os.kill(served.process.pid, signal.SIGKILL)  # in the middle of the others' requests
+        for person in people:
+            person.join(60)
+        served.kill()
+        with store.connect() as connection:
+            stored = set(
+                connection.execute(
+                    "SELECT token, position, place FROM answer JOIN participant ON participant.id = participant"
+                )
+            )
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert acknowledged <= stored
+        assert len(stored - acknowledged) <= 2 * len(tokens)  # written, but killed before the word got out
+        if limit < 10_000:
+            assert limit <= len(stored) < 192
+    assert len(stored) == 3 * 64
+
+
+def test_the_commands_in_turn(made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Build, build again, simulate, analyse; another study does not take the place of one with answers."""
+    file = tmp_path / "study.sqlite"
+
+    def said() -> str:
+        got = capsys.readouterr()
+        return got.out + got.err
+
+    small = [f"questions.{c}={{unsplash:2,ffhq:0}}" for c in ("multi", "single")]
+    small += [f"questions.{c}={{unsplash:0,ffhq:2}}" for c in ("recontextualized", "stylized")]
+    build(made_up, tmp_path, *small)
+    tokens = [i.token for i in Store(file).invitations()]
+    assert len(tokens) == 25 and len(Store(file).invitations(kind="trial")) == 1
+    build(made_up, tmp_path, *small, "participants=26")
+    assert "there already" in said()
+    assert [i.token for i in Store(file).invitations()][:-1] == tokens
+    with pytest.raises(UserError, match="no answers at all"):
+        metalora("analyse", f"study={file}")
+    metalora("simulate", f"study={file}", "participants=6", "preferences={meta_lora:0.8,pulid:0.2}")
+    assert "6 SIMULATED" in said()
+    metalora("analyse", f"study={file}", "simulated=true", "resamples=500")
+    text = said()
+    assert text.startswith("SIMULATED") and "Table 2" in text and "Meta-LoRA minus PuLID" in text
+    assert (tmp_path / "simulated_shares.csv").is_file() and not (tmp_path / "shares.csv").exists()
+    with pytest.raises(UserError, match="is another one and has 48 answers"):
+        build(made_up, tmp_path, *small, "seed=1")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("models=[meta_lora]", "two to nine"),
+        ("models=[meta_lora,dreambooth]", "no images of dreambooth"),
+        ("pair=[meta_lora,meta_lora]", "part 2 compares two"),
+        ("order=odd", "mixed or parts"),
+        ("question_prompts.multi=painted", "no such kind of prompt"),
+        ("questions.multi.unsplash=-1", "questions.multi.unsplash"),
+        ("questions.multi.unsplash=40", "too few images for 40 multi"),
+        ("references=0", "references"),
+        ("side=many", "side"),
+        ("rank=4", "no images of lora_aug"),
+        ("images=[nowhere]", "no folder nowhere"),
+        ("images=null", "no images to build a study from"),
+        ("models=meta_lora", "two to nine"),
+        ("pair=meta_lora", "part 2 compares two"),
+        ("questions=64", "several values belong here"),
+        ("questions.multi=16", "several values belong here"),
+        ("question_prompts=frontal", "several values belong here"),
+        ("checkpoints=375", "several values belong here"),
+    ],
+)
+def test_bad_values_end_in_one_line(made_up: Path, tmp_path: Path, word: str, told: str) -> None:
+    more = ["models=[lora_aug,meta_lora]", "pair=[lora_aug,meta_lora]"] if word.startswith("rank") else []
+    with pytest.raises(UserError, match=told) as caught:
+        build(made_up, tmp_path, *more, word)
+    assert "\n" not in str(caught.value) and not (tmp_path / "study.sqlite").exists()
+
+
+@pytest.mark.parametrize("action", ["serve", "analyse", "simulate", "paint", "'???'"])
+def test_nothing_to_work_on_ends_in_one_line(tmp_path: Path, action: str) -> None:
+    told = "there is no study" if action in ("serve", "analyse", "simulate") else "no such part of a study"
+    with pytest.raises(UserError, match=told):
+        metalora(action, f"study={tmp_path / 'nothing.sqlite'}")
+
+
+def test_a_busy_port_and_a_missing_consent_text_end_in_one_line(made_up: Path, tmp_path: Path) -> None:
+    study(tmp_path / "study.sqlite", made_up)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match=r"cannot listen on 127.0.0.1"):
+            metalora("serve", f"study={tmp_path / 'study.sqlite'}", f"port={taken.getsockname()[1]}")
+    with pytest.raises(UserError, match="cannot read the consent text"):
+        metalora("serve", f"study={tmp_path / 'study.sqlite'}", "port=0", f"consent={tmp_path / 'none.txt'}")
+
+
+def test_serving_tells_links_and_what_participants_agree_to(
+    made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = study(tmp_path / "study.sqlite", made_up)
+    store.invite(3)
+    heard: list[str] = []
+    monkeypatch.setattr(StudyServer, "serve_forever", lambda server: heard.append(server.consent))
+    own = tmp_path / "consent.txt"
+    own.write_text("Our own words, {as they are}.\n")
+    metalora("serve", f"study={store.path}", "port=0", "contact=ask@example.org")
+    metalora("serve", f"study={store.path}", "port=0", f"consent={own}", "participants=4")
+    assert "There are 8 questions, which take about 2 minutes" in heard[0] and heard[0].endswith("ask@example.org")
+    assert heard[1] == "Our own words, {as they are}."
+    first, second = (part.count("/p/") for part in capsys.readouterr().out.split("study: ")[1:])
+    assert (first, second) == (1 + 3, 1 + 4)  # a trial beside them; none are added unless asked for

@@ -126,6 +126,12 @@ def resident(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
+def taken(tensor: Tensor) -> int:
+    """Bytes of a tensor, of a quantized one those of its parts: it tells its numbers' otherwise."""
+    parts: list[str] = getattr(tensor, "tensor_data_names", [])
+    return sum(getattr(tensor, part).nbytes for part in parts) if parts else tensor.nbytes
+
+
 def handed_out(body: Callable[[], None]) -> int:
     """What torch's allocator handed out at most during `body`, by its profiler."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
@@ -151,10 +157,6 @@ def measure(settings: dict[str, Any], *, stage: str, way: str) -> dict[str, Any]
     plan = plan_step(backbone, work, memory=WAYS[way])
     planning = time.perf_counter() - started
     cuda = settings["device"] == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
     before = torch.cuda.memory_allocated() if cuda else resident("VmRSS")
     bank = AdapterBank(
         backbone.layer_shapes,
@@ -166,6 +168,10 @@ def measure(settings: dict[str, Any], *, stage: str, way: str) -> dict[str, Any]
     bank.train_meta_down = train_meta_down
     optimizer = BankAdamW(bank, lr=4e-4)
     inject(backbone.denoiser, bank)
+    if cuda:  # a model with random weights is quantized after it was made whole; a real one is read so
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
     batch, seconds = batch_of(settings, size=size, people=people), []
 
     def step() -> None:
@@ -188,7 +194,7 @@ def measure(settings: dict[str, Any], *, stage: str, way: str) -> dict[str, Any]
     else:
         told["resident_gb"] = round((resident("VmHWM") - before) / 2**30, 3)
         kept = [backbone.denoiser, bank]
-        held = sum(it.nbytes for module in kept for it in [*module.parameters(), *module.buffers()])
+        held = sum(taken(it) for module in kept for it in [*module.parameters(), *module.buffers()])
         moments = [value.nbytes for state in optimizer.state.values() for value in state.values()]
         peak = held + sum(moments) + handed_out(step)
     return {

@@ -14,10 +14,10 @@ CATEGORIES = ("multi", "single", "recontextualized", "stylized")
 PARTS = {1: ("multi", "single"), 2: ("recontextualized", "stylized")}
 """Part 1 asks for the best image, part 2 for the better set."""
 QUESTION = {
-    1: "Considering both the reference person and the text prompt, which is the best overall result?",
-    2: "Considering both diversity and accuracy to the prompt, which model produced the best overall set of images?",
+    1: "Taking the person and the text prompt together, which picture is the best result?",
+    2: "Taking variety and closeness to the prompt together, which set of pictures is the better one?",
 }
-"""What participants are asked, in the paper's words."""
+"""What participants are asked: the questions of the paper in other words."""
 
 
 def part_of(category: str) -> int:

@@ -204,6 +204,19 @@ def test_the_fingerprint_is_the_weights_and_the_configuration(tiny_flux_dir: Pat
     assert fingerprint(transformer) != original
 
 
+def test_a_variant_beside_the_weights_is_no_other_model(tiny_flux_dir: Path, tmp_path: Path) -> None:
+    make_tiny_flux(tmp_path / "parts", max_shard_size="60KB")
+    shutil.copytree(tiny_flux_dir, tmp_path / "whole")
+    for folder in (tmp_path / "parts/transformer", tmp_path / "whole/transformer", tmp_path / "whole/text_encoder"):
+        before, shard = fingerprint(folder), sorted(folder.glob("*.safetensors"))[0]
+        variant = shard.with_name(shard.name.replace("model", "model.fp16", 1))
+        variant.write_bytes(shard.read_bytes())
+        assert fingerprint(folder) == before
+        with shard.open("ab") as file:
+            file.write(b" ")
+        assert fingerprint(folder) != before
+
+
 def test_a_directory_that_is_no_flux_pipeline_is_refused(tiny_flux_dir: Path, tmp_path: Path) -> None:
     def refused(match: str) -> None:
         with pytest.raises(UserError, match=match + r".*key: backbone\.path"):

@@ -184,6 +184,7 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
             prompt_id=prompt.id,
             prompt=prompt.text,
             seed=seed,
+            reference=subject.reference,
         )
         for iterations in setting.iterations
         for subject in subjects

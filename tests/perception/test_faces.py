@@ -76,7 +76,8 @@ def test_the_best_face_comes_first(portrait: Image.Image, detector: MtcnnDetecto
 def test_probability_counts_as_much_as_area(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = MtcnnDetector()
     boxes = np.array([[0, 0, 100, 100], [100, 0, 196, 100], [0, 100, 20, 120]])
-    monkeypatch.setattr(detector._mtcnn, "detect", lambda _: (boxes, np.array([0.91, 0.99, 0.85])))
+    found = (boxes, np.array([0.91, 0.99, 0.85]), np.zeros((3, 5, 2)))
+    monkeypatch.setattr(detector._mtcnn, "detect", lambda _, landmarks: found)
     (found,) = detector.detect([np.zeros((200, 200, 3), np.uint8)])
     assert [face.probability for face in found] == [0.99, 0.91]  # 9504 before 9100; 0.85 is below the threshold
 
@@ -98,7 +99,7 @@ def test_candidates_outside_the_picture_are_no_face_and_no_crash(monkeypatch: py
     detector = MtcnnDetector()
 
     def fail(message: str):
-        def detect(_: object) -> None:
+        def detect(_: object, *, landmarks: bool) -> None:
             raise RuntimeError(message)
 
         return detect

@@ -140,7 +140,12 @@ def _read(manifests: Sequence[Path], *, fill: Callable[[GeneratedImage], Generat
                 raise UserError("an image is gone", expected=f"every file of {manifest}", got=str(path), key="images")
             _check_size(path, record.size)
             images[path.resolve()] = _Image(fill(record), Picture.of(path, read=_read_image))
-    return list(images.values())
+    by_cell = {(*_setting(image.record), *_name(image.record)): image for image in images.values()}
+    return list(by_cell.values())  # of several images of one cell the last counts
+
+
+def _name(record: GeneratedImage) -> tuple[Any, ...]:
+    return record.method, record.rank, record.iterations, record.identity, record.class_noun
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

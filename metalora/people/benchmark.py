@@ -1,6 +1,9 @@
 """The benchmark: Meta-PHD's folder layout (section 4.1) and its prompts (App. M), real people or the mini world's."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +165,16 @@ class PromptSets:
         """The ids of a kind (one of `KINDS`, or "clip") over all classes."""
         return frozenset(prompt.id for prompt, _ in self._entries if prompt.kind in _kinds(kind))
 
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of every prompt by its id."""
+        return {prompt.id: prompt.kind for prompt, _ in self._entries}
+
+    def texts(self) -> dict[tuple[str, str], str]:
+        """The words of every prompt by its id and class noun."""
+        return {
+            (prompt.id, noun): prompt.text for noun in CLASS_NOUNS for kind in KINDS for prompt in self.of(kind, noun)
+        }
+
     def ids_by_text(self) -> dict[str, str]:
         """The id of every prompt by its words, those of all classes."""
         return {
@@ -211,4 +224,29 @@ def _prompt(item: Mapping[str, Any]) -> Prompt:
     if item["kind"] not in KINDS:
         raise ValueError(f"kind {item['kind']}, not one of {', '.join(KINDS)}")
     item["text"].format(noun="", pronoun="")  # raises on any other placeholder
+    _check_class(item["text"], item.get("class_noun"))
     return Prompt(str(item["id"]), item["kind"], item["text"], bool(item.get("reconstructed", False)))
+
+
+def _check_class(text: str, class_noun: str | None) -> None:
+    """Raise ValueError when nobody could tell whom a prompt is about: scores are kept by class."""
+    if class_noun is None:
+        if "{noun}" not in text:
+            raise ValueError(f"no class in the prompt {text!r}: neither {{noun}} nor a class_noun")
+    elif class_noun not in CLASS_NOUNS:
+        raise ValueError(f"class_noun {class_noun}, not one of {', '.join(CLASS_NOUNS)}")
+    elif "{noun}" not in text and not re.search(rf"\b{class_noun}\b", text):
+        raise ValueError(f"no {class_noun} in the prompt {text!r}, whose class_noun it is")
+
+
+def benchmark_version(name: str, subjects: Sequence[Subject], prompts: PromptSets) -> str:
+    """NAME@DIGEST over the words of all prompts and the bytes of all photos: equal only for the same benchmark."""
+
+    def sha256(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    people = sorted(
+        (s.identity, s.class_noun, s.part, sha256(s.reference), *map(sha256, s.test_photos)) for s in subjects
+    )
+    words = sorted((*key, text) for key, text in prompts.texts().items())
+    return f"{name}@{hashlib.sha256(json.dumps([people, words]).encode()).hexdigest()[:12]}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from metalora.core.contracts import Backbone, ClipScorer, FaceDetector, FaceEmbedder
+from metalora.core.contracts import AlignedFaceEmbedder, Backbone, ClipScorer, FaceDetector, FaceEmbedder
 from metalora.core.errors import UserError
 from metalora.core.memory import keep_freed_memory
 from metalora.people.augment import shapes_for
@@ -71,6 +71,11 @@ class Setting:
     def embedder(self) -> FaceEmbedder:
         """The face embedder scores are computed with."""
         return _instantiate(self["scorer.embedder"])
+
+    @cached_property
+    def second_embedder(self) -> FaceEmbedder | AlignedFaceEmbedder:
+        """The other face embedder, where one is configured."""
+        return _instantiate(self["scorer.second_embedder"])
 
     @cached_property
     def clip(self) -> ClipScorer:

@@ -62,11 +62,14 @@ class Prompt:
     reconstructed: bool
 
 
-def load_benchmark(root: Path, *, key: str = "benchmark.root") -> Benchmark:
+def load_benchmark(root: Path, *, key: str = "benchmark.root", problems: list[UserError] | None = None) -> Benchmark:
     """Read ROOT/unsplash/IDENTITY/*, ROOT/ffhq/man/* and ROOT/ffhq/woman/*; one of the two parts may be missing.
 
     The class nouns of the unsplash people stand in identities.json ({"IDENTITY": "woman", ...}), in ROOT or in
     ROOT/unsplash. Identities of the ffhq part are named after their file: ffhq-woman-00042.
+
+    Args:
+        problems: where to put what is wrong with a single person, who is then left out, instead of raising it.
 
     Raises:
         UserError: no such folder, neither part, a person without photos or with only one where several are needed, a
@@ -75,7 +78,7 @@ def load_benchmark(root: Path, *, key: str = "benchmark.root") -> Benchmark:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no benchmark {root}", expected="a folder with unsplash and ffhq in it", key=key)
-    unsplash, skipped = _unsplash(root, key=key)
+    unsplash, skipped = _unsplash(root, key=key, problems=problems)
     ffhq, skipped_ffhq = _ffhq(root / "ffhq", key=key)
     subjects = unsplash + ffhq
     if not subjects:
@@ -89,7 +92,9 @@ def load_benchmark(root: Path, *, key: str = "benchmark.root") -> Benchmark:
     return Benchmark(subjects, skipped + skipped_ffhq, _differences(subjects))
 
 
-def _unsplash(root: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:
+def _unsplash(
+    root: Path, *, key: str, problems: list[UserError] | None
+) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:
     part = root / "unsplash"
     if not part.is_dir():
         return (), ()
@@ -98,24 +103,35 @@ def _unsplash(root: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[Skipp
     skipped += tuple(SkippedFile(path, "a photo outside a person's folder") for path in photos)
     subjects: list[Subject] = []
     for folder in folders:
-        own, skipped_inside = person_photos(folder, key=key)
+        try:
+            subject, skipped_inside = _person(folder, nouns.get(folder.name), key=key)
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+            continue
         skipped += skipped_inside
-        if len(own) < 2:
-            raise UserError(
-                f"the benchmark's person {folder.name} has one photo",
-                expected="a reference and at least one test photo",
-                got=", ".join(path.name for path in own),
-                key=key,
-            )
-        if nouns.get(folder.name) not in CLASS_NOUNS:
-            raise UserError(
-                f"the benchmark's person {folder.name} has no class noun",
-                expected=f'"{folder.name}": "man" or "woman" in {part / IDENTITIES_FILE}',
-                got=nouns.get(folder.name, "no entry"),
-                key=key,
-            )
-        subjects.append(Subject(folder.name, nouns[folder.name], own[0], own[1:], "unsplash"))
+        subjects.append(subject)
     return tuple(subjects), skipped
+
+
+def _person(folder: Path, noun: str | None, *, key: str) -> tuple[Subject, tuple[SkippedFile, ...]]:
+    own, skipped = person_photos(folder, key=key)
+    if len(own) < 2:
+        raise UserError(
+            f"the benchmark's person {folder.name} has one photo",
+            expected="a reference and at least one test photo, or there is nothing to measure R-FaceSim with",
+            got=", ".join(path.name for path in own),
+            key=key,
+        )
+    if noun not in CLASS_NOUNS:
+        raise UserError(
+            f"the benchmark's person {folder.name} has no class noun",
+            expected=f'"{folder.name}": "man" or "woman" in {folder.parent / IDENTITIES_FILE}',
+            got=noun or "no entry",
+            key=key,
+        )
+    return Subject(folder.name, noun, own[0], own[1:], "unsplash"), skipped
 
 
 def _ffhq(part: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:

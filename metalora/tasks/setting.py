@@ -51,6 +51,10 @@ class Setting:
         """A copy with some top-level values replaced; built models are not carried over."""
         return Setting(self.values | values)
 
+    def at_benchmark(self, root: Path) -> "Setting":
+        """A copy whose benchmark lies in another folder."""
+        return self.changed(benchmark=self.values["benchmark"] | {"root": str(root)})
+
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen base model."""

@@ -26,7 +26,8 @@ _WITH_INTERVAL = ("clip_t", "r_face_sim")
 
 
 def tables_of(summary: Mapping[str, Any]) -> list[Table]:
-    """Scores times 100 with 95% intervals over people, paired tests, and what bounds R-FaceSim.
+    """Scores times 100 with 95% intervals over people, what bounds R-FaceSim, and paired tests: of different methods,
+    each at its last rank and iteration.
 
     Args:
         summary: what `as_json` returns.
@@ -48,15 +49,17 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
     if bounds:
         header = ("R-FaceSim of real photos", "the reference", "each other photo", "strangers", "no face found in")
         tables.append(Table("Ceilings and floor", header, tuple(bounds)))
+    last = {key[0]: key for key in sorted(_key(standing) for standing in summary["standings"])}.values()
     tests = [
         (
             f"{_name(test['a'])} minus {_name(test['b'])}",
             test["measure"],
             _number(test["a_minus_b"], interval=True, sign="+"),
-            f"{test['p']:.3f}",
+            f"{test['p']:.3f}" if test["p"] >= 0.001 else "<0.001",
             str(test["people"]),
         )
         for test in summary["paired_tests"]
+        if test["a"]["method"] != test["b"]["method"] and all(_key(test[side]) in last for side in ("a", "b"))
     ]
     if tests:
         header = ("paired over people", "score", "difference", "p", "people")
@@ -67,6 +70,10 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
 def _name(key: Mapping[str, Any]) -> str:
     label = LABELS.get(key["method"], key["method"])
     return f"{label} r{key['rank']} {key['iterations']}" if key["rank"] else label
+
+
+def _key(key: Mapping[str, Any]) -> tuple[str, int, int]:
+    return key["method"], key["rank"], key["iterations"]
 
 
 def _cell(standing: Mapping[str, Any], column: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from metalora.cli import register_resolvers
+from metalora.cli import register_resolvers, with_companions
 from metalora.configuration import conf_dir, task_names
 
 GROUPS = ("backbone", "method", "people", "benchmark", "protocol", "scorer", "trainer", "logger", "experiment")
@@ -147,15 +147,21 @@ def test_the_tradeoff_is_the_papers_grid() -> None:
         (["benchmark=meta_phd"], "full", [0, 1, 2, 3, 4], "FacenetEmbedder"),
         (["backbone=flux_dev"], "full", [0, 1, 2, 3, 4], "FacenetEmbedder"),
         (["backbone=flux_dev", "benchmark=mini"], "quick", [0], "MiniFaceEmbedder"),
+        (["benchmark=meta_phd", "protocol=quick", "scorer=mini"], "quick", [0], "MiniFaceEmbedder"),
         (["experiment=mini/learning_rate"], "quick", [0], "MiniFaceEmbedder"),
     ],
 )
 def test_protocol_and_scorer_follow_the_benchmark(
     words: list[str], protocol: str, seeds: list[int], scorer: str
 ) -> None:
-    cfg = composed("task=reproduce", *words)
+    cfg = composed("task=reproduce", *with_companions(words))
     assert (cfg.protocol.name, list(cfg.protocol.seeds)) == (protocol, seeds)
     assert cfg.scorer.embedder._target_.endswith(scorer)
+
+
+def test_every_benchmark_has_its_protocol_and_scorer() -> None:
+    for group in ("protocol", "scorer"):
+        assert set(choices("benchmark")) <= set(choices(group))
 
 
 def test_a_second_face_embedder_of_another_architecture_can_be_configured() -> None:

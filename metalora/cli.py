@@ -15,7 +15,7 @@ EXIT_BAD_INPUT = 2
 PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
 FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root", "init_image", "mask", "samples", "push"}
-FREE_TEXT |= {"path"}
+FREE_TEXT |= {"path", "baseline.python", "baseline.settings.code"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
 
 

@@ -10,7 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 from metalora.cli import register_resolvers, with_companions
 from metalora.configuration import conf_dir, task_names
 
-GROUPS = ("backbone", "method", "people", "benchmark", "protocol", "scorer", "trainer", "logger", "experiment")
+GROUPS = (
+    "baseline",
+    "backbone",
+    "method",
+    "people",
+    "benchmark",
+    "protocol",
+    "scorer",
+    "trainer",
+    "logger",
+    "experiment",
+)
 REQUIRED = {
     "personalize": ["image=me.jpg", "class_noun=woman"],
     "evaluate": ["images=made"],

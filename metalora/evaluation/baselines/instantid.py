@@ -12,13 +12,12 @@ from metalora.evaluation.baselines.process import digest, needed, run
 
 def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
     """The pipeline with IdentityNet, the adapter and insightface's antelopev2."""
-    import torch
-
     weights = settings["weights"]
     sdxl.on_path(settings["code"], settings["repository"])
     controlnet_path = needed(weights["controlnet"], "InstantID's IdentityNet (ControlNetModel), weights.controlnet")
     adapter = needed(weights["adapter"], "InstantID's ip-adapter.bin, weights.adapter")
     faces_root = needed(weights["faces"], "the folder that has insightface's models/antelopev2, weights.faces")
+    import torch
     from diffusers.models import ControlNetModel
     from insightface.app import FaceAnalysis
     from pipeline_stable_diffusion_xl_instantid import StableDiffusionXLInstantIDPipeline, draw_kps

@@ -53,7 +53,7 @@ def launch(
     out.mkdir(parents=True, exist_ok=True)
     request = out / "request.json"
     write_json(request, {"method": method, "jobs": str(jobs), "out": str(out.resolve()), "settings": dict(settings)})
-    with tempfile.TemporaryDirectory() as alone, (out / LOG).open("a", encoding="utf-8") as log:
+    with tempfile.TemporaryDirectory() as alone, (out / LOG).open("a", encoding="utf-8", buffering=1) as log:
         # Only this package is to be seen from the other environment, not what lies beside it.
         (Path(alone) / "metalora").symlink_to(Path(metalora.__file__).resolve().parent, target_is_directory=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}

@@ -15,10 +15,9 @@ TRIGGER = "img"
 
 def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
     """The pipeline with the V2 adapter and insightface."""
-    import torch
-
     sdxl.on_path(settings["code"], settings["repository"])
     adapter = needed(settings["weights"]["adapter"], "photomaker-v2.bin, weights.adapter")
+    import torch
     from photomaker import FaceAnalysis2, PhotoMakerStableDiffusionXLPipeline, analyze_faces
 
     more = {"root": str(settings["weights"]["faces"])} if settings["weights"]["faces"] else {}

@@ -21,7 +21,7 @@ SKIPPED = 75
 """Exit status: not a failure, it cannot be run here (EX_TEMPFAIL)."""
 
 
-class Missing(Exception):
+class Missing(Exception):  # noqa: N818  (a reason, not a fault)
     """Code or weights that the method needs are not there."""
 
 

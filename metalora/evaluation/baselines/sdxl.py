@@ -25,7 +25,7 @@ def load(kind: Any, settings: dict[str, Any], **parts: Any) -> Any:
     base = settings["weights"]["base"]
     try:
         pipe = kind.from_pretrained(base, torch_dtype=dtype, **parts)
-    except OSError as error:  # neither a folder nor in the hub's cache, and no network
+    except (OSError, ValueError) as error:  # neither a folder nor in the hub's cache, and no network; or no name at all
         raise Missing(f"SDXL, weights.base={base}: {error}") from None
     if settings["lightning"]:
         from safetensors.torch import load_file

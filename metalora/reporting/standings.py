@@ -68,7 +68,7 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _name(key: Mapping[str, Any]) -> str:
-    label = LABELS.get(key["method"], key["method"])
+    label = str(LABELS.get(key["method"], key["method"]))
     return f"{label} r{key['rank']} {key['iterations']}" if key["rank"] else label
 
 

@@ -5,7 +5,9 @@ with ControlNet, FLUX), the same names and the same calls, and tiny random weigh
 """
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +53,7 @@ from PIL import Image
 class Adapted(AttnProcessor2_0):
     scale, identity = 0.0, 0.0
     def __call__(self, *arguments, **more):
-        return super().__call__(*arguments, **more) + Adapted.scale * Adapted.identity
+        return super().__call__(*arguments, **more) * (1 + 20 * Adapted.scale * Adapted.identity)
 
 class StableDiffusionXLInstantIDPipeline(StableDiffusionXLControlNetPipeline):
     def load_ip_adapter_instantid(self, path):
@@ -62,7 +64,7 @@ class StableDiffusionXLInstantIDPipeline(StableDiffusionXLControlNetPipeline):
     def __call__(self, image_embeds, image, **more):
         assert image.size == (48, 48) and more["height"] == more["width"] == 32
         assert more["controlnet_conditioning_scale"] == 0.8 and Adapted.scale == 0.8
-        Adapted.identity = float(self.adapter * image_embeds.sum())
+        Adapted.identity = float(self.adapter * (image_embeds[0] - image_embeds[2]))  # blue minus red
         return super().__call__(image=image, **more)
 
 def draw_kps(picture, points):
@@ -206,48 +208,61 @@ BASES = {"instantid_sdxl": "SDXL", "instantid_lightning": "SDXL-Lightning", "pul
 BASES |= {"photomaker_sdxl": "SDXL", "photomaker_lightning": "SDXL-Lightning"}
 
 
+@pytest.fixture(scope="module")
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder a baseline has drawn, red and blue and the base; a process each, once."""
+    there: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in there:
+            there[name] = tmp_path_factory.mktemp(name)
+            assert drawn(name, place, there[name]).skipped is None
+        return there[name]
+
+    return of
+
+
 @pytest.mark.parametrize("name", BASES)
-def test_a_baselines_whole_path(name: str, place: Path, tmp_path: Path) -> None:
-    outcome = drawn(name, place, tmp_path)
-    assert outcome.skipped is None
-    records = read_manifest(tmp_path)
+def test_a_baselines_whole_path(name: str, finished: Callable[[str], Path]) -> None:
+    out = finished(name)
+    records = read_manifest(out)
     assert [record.method for record in records] == [name] * 4 + ["base"] * 2
     side = 32 if name == "pulid" else 40
     for record in records:
-        assert record.size == (side, side) == pixels(tmp_path, record.identity, record.seed).shape[:2]
+        assert record.size == (side, side) == pixels(out, record.identity, record.seed).shape[:2]
         assert (record.base_model, record.benchmark) == (BASES[name], "b@1")
         assert record.seconds is not None and record.seconds > 0 and (record.peak_memory_mb or 0) > 50
         assert len(record.weights_sha256) == (0 if record.method == "base" else 64)
     assert records[0].guidance == {"S": 5.0, "L": 1.2, "F": 4.0}["L" if "light" in name else BASES[name][0]]
-    red, blue, base = (pixels(tmp_path, who, 0) for who in ("red", "blue", "base"))
+    red, blue, base = (pixels(out, who, 0) for who in ("red", "blue", "base"))
     assert np.abs(red - blue).max() > 2 and np.abs(red - base).max() > 2  # the person shows
-    assert np.abs(red - pixels(tmp_path, "red", 1)).max() > 2  # and so does the seed
+    assert np.abs(red - pixels(out, "red", 1)).max() > 2  # and so does the seed
 
 
-def test_the_base_is_untouched_by_the_method(place: Path, tmp_path: Path) -> None:
-    """The same pictures as stock diffusers makes, whether or not a person was drawn just before."""
-    assert drawn("instantid_sdxl", place, tmp_path / "a", people=("red",)).skipped is None
+def test_the_base_is_untouched_by_the_method(place: Path, finished: Callable[[str], Path]) -> None:
+    """The same pictures as stock diffusers makes, though people were drawn just before."""
     from diffusers import StableDiffusionXLPipeline
 
     settings = settings_of("instantid_sdxl", place)
     pipe = sdxl.load(StableDiffusionXLPipeline, settings)
     for seed in (0, 1):
         expected = pipe(prompt="a photo of a man on beach", **sdxl.common(settings, {"seed": seed})).images[0]
-        found = pixels(tmp_path / "a", "base", seed)
+        found = pixels(finished("instantid_sdxl"), "base", seed)
         assert np.abs(np.asarray(sdxl.finished(expected, settings), dtype=np.int16) - found).max() <= 1
 
 
-def test_a_cut_run_continues_with_what_is_missing(place: Path, tmp_path: Path) -> None:
-    assert drawn("pulid", place, tmp_path, people=("red",)).skipped is None
-    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
-    (tmp_path / "manifest.jsonl").write_text("\n".join(lines[:2]) + '\n{"file": "images/ba')
-    (tmp_path / "images/red/p-1.png").unlink()
-    kept = (tmp_path / "images/red/p-0.png").stat().st_mtime_ns
-    before = pixels(tmp_path, "base", 1)
-    assert drawn("pulid", place, tmp_path, people=("red",)).skipped is None
-    assert (tmp_path / "images/red/p-0.png").stat().st_mtime_ns == kept
-    assert {record.file for record in read_manifest(tmp_path)} == {json.loads(line)["file"] for line in lines}
-    assert np.array_equal(before, pixels(tmp_path, "base", 1))
+def test_a_cut_run_continues_with_what_is_missing(place: Path, finished: Callable[[str], Path], tmp_path: Path) -> None:
+    whole, out = finished("pulid"), tmp_path / "cut"
+    shutil.copytree(whole, out)
+    lines = (whole / "manifest.jsonl").read_text().splitlines()
+    (out / "manifest.jsonl").write_text("\n".join(lines[:2]) + '\n{"file": "images/ba')
+    (out / "images/red/p-1.png").unlink()
+    kept = (out / "images/red/p-0.png").stat().st_mtime_ns
+    assert drawn("pulid", place, out).skipped is None
+    assert (out / "images/red/p-0.png").stat().st_mtime_ns == kept
+    assert {record.file for record in read_manifest(out)} == {json.loads(line)["file"] for line in lines}
+    for who, seed in (("red", 1), ("blue", 0), ("base", 1)):
+        assert np.array_equal(pixels(whole, who, seed), pixels(out, who, seed))
 
 
 @pytest.mark.parametrize(
@@ -286,8 +301,10 @@ def test_no_environment_is_a_skip_and_a_failure_is_none(place: Path, tmp_path: P
     assert outcome.skipped == "the interpreter of its environment, baseline.python: there is no /nowhere/python"
     with pytest.raises(UserError, match="unknown runner"):
         launch("dreambooth", python=None, **more)
-    with pytest.raises(UserError, match=r"ended with status 1; .*got ValueError: the method finds no face in"):
-        drawn("instantid_sdxl", place, tmp_path / "nobody", people=("nobody",))
+    told = r"status 1; .*got 2 of 6 images cannot be drawn, first images/nobody/p-0.png: the method finds no face in"
+    with pytest.raises(UserError, match=told):
+        drawn("photomaker_sdxl", place, tmp_path / "nobody", people=("nobody", "red"))
+    assert {record.identity for record in read_manifest(tmp_path / "nobody")} == {"red", "base"}
 
 
 def test_nothing_beside_this_package_is_seen_from_the_other_environment(place: Path, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
     """Read the request, build the method, draw every job that is not there yet.
 
     Args:
-        build: settings to a function from a job to a PIL image and what belongs into its line beside the job.
+        build: settings to a function from a job to a PIL image and what belongs into its line beside the job; it raises
+            ValueError for a job that the method cannot draw, such as one whose photo it finds no face in.
     """
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     jobs = [json.loads(line) for line in Path(request["jobs"]).read_text(encoding="utf-8").splitlines() if line]
@@ -71,13 +72,18 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
     except (ImportError, Missing) as error:
         print(f"skipped: {' '.join(str(error).split())}", flush=True)
         return SKIPPED
+    failed: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
     manifest.write_text("".join(json.dumps(line) + "\n" for line in there.values()), encoding="utf-8")
     with manifest.open("a", encoding="utf-8") as lines:
         for done, job in enumerate(todo, start=len(jobs) - len(todo) + 1):
             _reset_peak()
             started = time.perf_counter()
-            image, facts = draw(job)
+            try:
+                image, facts = draw(job)
+            except ValueError as error:
+                failed.append(f"{job['file']}: {error}")
+                continue
             seconds = round(time.perf_counter() - started, 3)
             _save(image, out / job["file"])
             cost = {"seconds": seconds, "peak_memory_mb": _peak_mb(), "size": [image.height, image.width]}
@@ -87,7 +93,11 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
             lines.flush()
             os.fsync(lines.fileno())
             print("progress", done, len(jobs), flush=True)
-    return 0
+    for line in failed:
+        print(line, file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} images cannot be drawn, first {failed[0]}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _lines(manifest: Path, out: Path) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,16 @@ def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dic
     }
 
     def draw(job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        made = generator.generate_image(
+        try:
+            made = generated(job)
+        except RuntimeError as error:
+            if "align face fail" in str(error):  # its way of saying that the photo shows no face
+                raise ValueError(f"the method finds no face in {job['reference']}") from None
+            raise
+        return sdxl.finished(made, settings), facts if job["reference"] else {**facts, "weights_sha256": ""}
+
+    def generated(job: dict[str, Any]) -> Any:
+        return generator.generate_image(
             width=settings["generate"],
             height=settings["generate"],
             num_steps=settings["steps"],
@@ -50,7 +59,6 @@ def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dic
             timestep_to_start_cfg=settings["time_to_start_cfg"],
             max_sequence_length=settings["max_sequence_length"],
         )[0]
-        return sdxl.finished(made, settings), facts if job["reference"] else {**facts, "weights_sha256": ""}
 
     return draw
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,3 +235,18 @@ def test_a_real_photo_without_a_face_is_told(
     frame = read_scores([tmp_path / "out" / "scores.parquet"])
     rows = frame.query("method == 'mine' and identity == 'validation-woman-0001'")
     assert rows["r_face_sim"].isna().all() and rows["face_sim"].notna().any()
+
+
+def test_a_baseline_that_is_not_installed_is_skipped_with_what_it_needs(
+    meta_phd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["baseline", *benchmark(meta_phd), f"out={tmp_path}"]
+    main(words)
+    said = capsys.readouterr().err
+    assert "skipped pulid: the interpreter of its environment, baseline.python: no path was given" in said
+    assert "https://github.com/ToTheBeginning/PuLID at 1aa2fc7df4" in said
+    main([*words, "baseline=instantid_lightning", f"baseline.python={sys.executable}"])
+    said = capsys.readouterr().err
+    assert "skipped instantid_lightning: a checkout of https://github.com/instantX-research/InstantID, code" in said
+    assert not (tmp_path / "manifest.json").exists()
+    assert len((tmp_path / "jobs.jsonl").read_text().splitlines()) == 40

@@ -15,7 +15,7 @@ from metalora.core.errors import UserError
 from metalora.evaluation.baselines.process import SKIPPED
 
 RUNNERS = ("pulid", "instantid", "photomaker")
-LOG = "runner.log"
+LOG, ERRORS = "runner.log", "runner-errors.log"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def launch(
     settings: Mapping[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Draw jobs with a published method in its own process; what it says goes to OUT/runner.log.
+    """Draw jobs with a published method in its own process; what it says goes to OUT/runner.log
+    and OUT/runner-errors.log.
 
     Args:
         runner: one of `RUNNERS`.
@@ -53,14 +54,18 @@ def launch(
     out.mkdir(parents=True, exist_ok=True)
     request = out / "request.json"
     write_json(request, {"method": method, "jobs": str(jobs), "out": str(out.resolve()), "settings": dict(settings)})
-    with tempfile.TemporaryDirectory() as alone, (out / LOG).open("a", encoding="utf-8", buffering=1) as log:
+    with (
+        tempfile.TemporaryDirectory() as alone,
+        (out / LOG).open("a", encoding="utf-8") as log,
+        (out / ERRORS).open("a", encoding="utf-8") as errors,
+    ):
         # Only this package is to be seen from the other environment, not what lies beside it.
         (Path(alone) / "metalora").symlink_to(Path(metalora.__file__).resolve().parent, target_is_directory=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
         # Published adapters are pickles; torch is to take nothing but tensors from them.
         environment |= {"PYTHONPATH": alone, "PYTHONUNBUFFERED": "1", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
         command = [str(python), "-m", f"metalora.evaluation.baselines.{runner}", str(request.resolve())]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         assert process.stdout is not None
         last = ""
         try:
@@ -80,8 +85,8 @@ def launch(
     if status:
         raise UserError(
             f"the runner {runner} ended with status {status}",
-            expected=f"status 0; {out / LOG} says more",
-            got=_last_line(out / LOG),
+            expected=f"status 0; {out / ERRORS} says more",
+            got=_last_line(out / ERRORS),
             key="baseline",
         )
     return Outcome(out, None)

@@ -16,7 +16,11 @@ PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
 FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root", "init_image", "mask", "samples", "push"}
 FREE_TEXT |= {"study", "consent", "contact"}
+FREE_TEXT |= {"path", "baseline.python", "baseline.settings.code"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
+
+
+COMPANIONS = ("protocol", "scorer")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,7 +45,18 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(0 if words[:1] in (["--help"], ["-h"]) else EXIT_BAD_INPUT)
     multirun = [word for word in words if word in ("-m", "--multirun")]  # Hydra's parser wants it before every override
     overrides = [word for word in words if word not in multirun]
+    overrides = with_companions(overrides)
     _run_hydra(multirun + (overrides if multirun else [quoted(word) for word in overrides]))
+
+
+def with_companions(words: list[str]) -> list[str]:
+    """Add the protocol and the scorer of a benchmark that is named, unless they are named too: real photos must not be
+    scored by the mini world's models. (Hydra cannot follow `${benchmark}`, which follows `${backbone}` itself.)
+    """
+    named = {key: value for key, _, value in (word.partition("=") for word in words)}
+    chosen = named.get("benchmark", "")
+    known = [group for group in COMPANIONS if (conf_dir() / group / f"{chosen}.yaml").is_file()]
+    return words + [f"{group}={chosen}" for group in known if group not in named]
 
 
 def quoted(word: str) -> str:

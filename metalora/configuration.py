@@ -15,7 +15,17 @@ def conf_dir() -> Path:
 
 def task_names() -> list[str]:
     """Every task, in the order of the data flow."""
-    order = ["prepare", "meta-train", "personalize", "generate", "evaluate", "report", "export", "reproduce"]
+    order = [
+        "prepare",
+        "meta-train",
+        "personalize",
+        "generate",
+        "baseline",
+        "evaluate",
+        "report",
+        "export",
+        "reproduce",
+    ]
     found = {path.stem for path in (conf_dir() / "task").glob("*.yaml")}
     return [name for name in order if name in found] + sorted(found - set(order))
 
@@ -101,6 +111,7 @@ def task_help(task: str) -> str:
         ("benchmark=meta_phd", conf_dir() / "benchmark/meta_phd.yaml"),
         ("protocol=quick", conf_dir() / "protocol/quick.yaml"),
         ("scorer=paper", conf_dir() / "scorer/paper.yaml"),
+        ("baseline=pulid", conf_dir() / "baseline/pulid.yaml"),
         ("logger=wandb", conf_dir() / "logger/wandb.yaml"),
     ]
     for title, path in sections:

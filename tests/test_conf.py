@@ -7,11 +7,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from metalora.cli import register_resolvers
+from metalora.cli import register_resolvers, with_companions
 from metalora.configuration import conf_dir, task_names
 from metalora.core.budget import PRESETS
 
 GROUPS = (
+    "baseline",
     "backbone",
     "method",
     "people",
@@ -165,3 +166,34 @@ def test_memory_presets() -> None:
 def test_the_tradeoff_is_the_papers_grid() -> None:
     preset = OmegaConf.load(conf_dir() / "experiment/paper/tradeoff.yaml")
     assert preset.hydra.sweeper.params.rank == "1,2,4,8,16"
+
+
+@pytest.mark.parametrize(
+    ("words", "protocol", "seeds", "scorer"),
+    [
+        ([], "quick", [0], "MiniFaceEmbedder"),
+        (["benchmark=mini_validation"], "quick", [0], "MiniFaceEmbedder"),
+        (["benchmark=meta_phd"], "full", [0, 1, 2, 3, 4], "FacenetEmbedder"),
+        (["backbone=flux_dev"], "full", [0, 1, 2, 3, 4], "FacenetEmbedder"),
+        (["backbone=flux_dev", "benchmark=mini"], "quick", [0], "MiniFaceEmbedder"),
+        (["benchmark=meta_phd", "protocol=quick", "scorer=mini"], "quick", [0], "MiniFaceEmbedder"),
+        (["experiment=mini/learning_rate"], "quick", [0], "MiniFaceEmbedder"),
+    ],
+)
+def test_protocol_and_scorer_follow_the_benchmark(
+    words: list[str], protocol: str, seeds: list[int], scorer: str
+) -> None:
+    cfg = composed("task=reproduce", *with_companions(words))
+    assert (cfg.protocol.name, list(cfg.protocol.seeds)) == (protocol, seeds)
+    assert cfg.scorer.embedder._target_.endswith(scorer)
+
+
+def test_every_benchmark_has_its_protocol_and_scorer() -> None:
+    for group in ("protocol", "scorer"):
+        assert set(choices("benchmark")) <= set(choices(group))
+
+
+def test_a_second_face_embedder_of_another_architecture_can_be_configured() -> None:
+    words = ["scorer.second_embedder={_target_:metalora.perception.arcface.ArcFaceEmbedder,path:r50.safetensors}"]
+    cfg = composed("task=evaluate", "images=made", "benchmark=meta_phd", *words)
+    assert cfg.scorer.second_embedder.path == "r50.safetensors"

@@ -4,7 +4,7 @@ Shape legend: B batch, C latent channels, H W latent height and width, L text to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -177,12 +177,18 @@ class Box:
         return max(self.x1 - self.x0, self.y1 - self.y0)
 
 
+Point = tuple[float, float]
+FivePoints = tuple[Point, Point, Point, Point, Point]
+"""(x, y) in pixels: the eye on the picture's left, the other eye, the nose's tip, the mouth's left and right corner."""
+
+
 @dataclass(frozen=True)
 class DetectedFace:
-    """One face found in a picture, with the detector's probability."""
+    """One face found in a picture, with the detector's probability; `points` where the detector finds them."""
 
     box: Box
     probability: float
+    points: FivePoints | None = None
 
 
 class FaceDetector(Protocol):
@@ -198,6 +204,15 @@ class FaceEmbedder(Protocol):
 
     def embed(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> Tensor:
         """uint8 RGB images and the face box in each to unit embeddings [B, D]."""
+        ...
+
+
+@runtime_checkable
+class AlignedFaceEmbedder(Protocol):
+    """Embeds faces that are first laid onto a template by their five points; unit vectors."""
+
+    def embed_faces(self, images: Sequence[np.ndarray], faces: Sequence[DetectedFace]) -> Tensor:
+        """uint8 RGB images [H, W, 3] of any sizes and the face in each to unit embeddings [B, D]."""
         ...
 
 
@@ -263,32 +278,53 @@ class Batch:
     iteration: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """One line of manifest.jsonl in a folder of generated images."""
+    """One line of manifest.jsonl in a folder of generated images: the one place that says what the format is.
+
+    A field may be added with a default, none may change or go: finished folders stay readable. What has a default may
+    be left out by other programs; fields that are not known here are passed over.
+    """
 
     file: str
+    """Relative to the manifest's folder."""
     method: str
+    """"base" is the untouched base model; its `identity` is "base" too, and its `class_noun` must be given."""
     identity: str
-    class_noun: str
+    class_noun: str = ""
+    """man or woman; empty: as the benchmark says of this identity."""
     prompt_id: str
-    prompt: str
+    prompt: str = ""
+    """Empty: the benchmark's own words."""
     seed: int
-    rank: int
-    iterations: int
-    lora: str
+    rank: int = 0
+    iterations: int = 0
+    lora: str = ""
     """Path of the LoRA file; empty where there is none: the untouched base (method "base"), a method without LoRAs."""
-    lora_sha256: str
+    lora_sha256: str = ""
     base_model: str
+    """Any name that tells base models apart; CLIP-I compares with the base's image of the same one."""
     steps: int
     guidance: float
     size: tuple[int, int]
+    """Height and width of the file in pixels."""
     strength: float = 1.0
     """What the LoRA's update was multiplied with."""
     start_sha256: str = ""
     """Of the picture (and mask) that the image was drawn over; empty where there is none."""
     denoise: float = 1.0
     """Share of the noise that was added to that picture."""
+    weights_sha256: str = ""
+    """Of the weights that make the method, where these are no LoRA file."""
+    reference: str = ""
+    """The one photo of the person that the method was given: FOLDER/NAME, or a path."""
+    reference_sha256: str = ""
+    seconds: float | None = field(default=None, compare=False)
+    """That the image took, a batch's time shared out evenly; without training. What it cost is not what it is."""
+    peak_memory_mb: int | None = field(default=None, compare=False)
+    """Largest memory while it was drawn: of the GPU where there is one, else of the process."""
+    benchmark: str = ""
+    """NAME@DIGEST of the benchmark it was drawn for (`benchmark_version`)."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,15 @@ def read_manifest(path: Path, *, cut_allowed: bool = False) -> list[GeneratedIma
     Raises:
         UserError: there is no such manifest, or a line is not one.
     """
+    images: dict[str, GeneratedImage] = {}
+    for image in read_lines(path, cut_allowed=cut_allowed):
+        images.pop(image.file, None)
+        images[image.file] = image
+    return list(images.values())
+
+
+def read_lines(path: Path, *, cut_allowed: bool = False) -> list[GeneratedImage]:
+    """Every line of a manifest, those about one file too; arguments and errors as of `read_manifest`."""
     path = path / FILE_NAME if path.is_dir() else path
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -34,22 +43,36 @@ def read_manifest(path: Path, *, cut_allowed: bool = False) -> list[GeneratedIma
         raise UserError(
             "cannot read the list of images", expected=f"a {FILE_NAME}", got=str(error), key="images"
         ) from error
-    images: dict[str, GeneratedImage] = {}
+    images: list[GeneratedImage] = []
     for number, line in enumerate(lines, start=1):
-        if not line:
+        if not line.strip():
             continue
         try:
-            values = json.loads(line)
-            image = GeneratedImage(**(values | {"size": (int(values["size"][0]), int(values["size"][1]))}))
+            images.append(_from_line(line))
         except (ValueError, TypeError, KeyError, IndexError) as error:
             if cut_allowed and number == len(lines):  # a whole line ends with a newline, so this one was cut
                 continue
             raise UserError(
                 "a line of the list of images cannot be read", got=f"{error} in line {number}", key=str(path)
             ) from error
-        images.pop(image.file, None)
-        images[image.file] = image
-    return list(images.values())
+    return images
+
+
+_KINDS = {field.name: getattr(field.type, "__args__", (field.type,)) for field in dataclasses.fields(GeneratedImage)}
+
+
+def _from_line(line: str) -> GeneratedImage:
+    given = json.loads(line)
+    if not isinstance(given, dict):
+        raise ValueError(f"{type(given).__name__} instead of an object")
+    values = {name: value for name, value in given.items() if name in _KINDS}
+    values["size"] = (int(values["size"][0]), int(values["size"][1]))
+    for name, value in values.items():
+        kinds = tuple(_KINDS[name])
+        whole = isinstance(value, int) and float in kinds and not isinstance(value, bool)  # 4 for 4.0
+        if name != "size" and not whole and type(value) not in kinds:
+            raise ValueError(f"{name} is {value!r}")
+    return GeneratedImage(**values)
 
 
 def write_manifest(path: Path, images: Iterable[GeneratedImage]) -> None:

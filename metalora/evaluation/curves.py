@@ -99,13 +99,28 @@ def _select(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.Dat
 
 
 def _means(rows: "pd.DataFrame", metric: str, *, among: Sequence[str]) -> np.ndarray:
-    values = rows[_COLUMN[metric]].to_numpy(dtype=np.float64)
+    if _COLUMN.get(metric, metric) not in rows:
+        return np.full(len(among), np.nan)
+    values = rows[_COLUMN.get(metric, metric)].to_numpy(dtype=np.float64)
     if metric in _COMPARED:
         missed = rows["face_found"] == 0  # NaN: not measured, stays NaN
         if _COMPARED[metric] in rows:
             missed &= rows[_COMPARED[metric]] != 0
         values = metrics.misses_as_zero(values, ~missed.to_numpy())
     return metrics.identity_means(values, list(rows["identity"]), among_K=among)
+
+
+def rows_of(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataFrame":
+    """A cell's rows; none of "both" while a class of the table lacks the cell."""
+    return _rows(scores, key, class_noun=class_noun)
+
+
+def person_means(rows: "pd.DataFrame", metric: str, *, among: Sequence[str]) -> np.ndarray:
+    """Each person's mean over prompts and seeds, in the order of `among`; NaN where nothing was measured.
+
+    A face that was not found counts as 0, except in `*_detected`.
+    """
+    return _means(rows, metric, among=among)
 
 
 def compare(scores: "pd.DataFrame", a: CellKey, b: CellKey, *, metric: str, class_noun: str = BOTH) -> PairedDifference:

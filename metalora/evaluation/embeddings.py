@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from metalora.core.atomic import atomic_path
-from metalora.core.contracts import ClipScorer, FaceDetector, FaceEmbedder
+from metalora.core.contracts import AlignedFaceEmbedder, ClipScorer, DetectedFace, FaceDetector, FaceEmbedder
+from metalora.core.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 _SEGMENT = 1024
@@ -21,13 +23,20 @@ _SEGMENT = 1024
 class Scorers:
     """What pictures are scored with. The three functions build a model; none is built for what the cache holds.
 
-    `fingerprint` names the models' weights and settings in the cache (`scorer_fingerprint`).
+    `fingerprint` names the models' weights and settings in the cache (`scorer_fingerprint`); `second` is another face
+    embedder with a fingerprint of its own, so that the first one's vectors stay where they are.
     """
 
     detector: Callable[[], FaceDetector]
     embedder: Callable[[], FaceEmbedder]
     clip: Callable[[], ClipScorer]
     fingerprint: str
+    second: Callable[[], FaceEmbedder | AlignedFaceEmbedder] | None = None
+    second_fingerprint: str = ""
+
+
+_LATER = ("second_embedder", "sha256")
+"""Settings that came later: while they are null they are as if they were not there, and finished scores stay valid."""
 
 
 def scorer_fingerprint(config: Mapping[str, Any]) -> str:
@@ -35,7 +44,7 @@ def scorer_fingerprint(config: Mapping[str, Any]) -> str:
 
     def content(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {str(key): content(item) for key, item in value.items()}
+            return {str(k): content(item) for k, item in value.items() if item is not None or k not in _LATER}
         if isinstance(value, list | tuple):
             return [content(item) for item in value]
         if isinstance(value, str | Path) and str(value) and Path(value).exists():
@@ -61,7 +70,9 @@ class VectorStore:
         for path in sorted(folder.glob("[!.]*.parquet")):
             table = pd.read_parquet(path)
             for key, vector in zip(table["key"], table["vector"], strict=True):
-                self._vectors[key] = np.array(vector, dtype=np.float32)  # a copy that may be written, as torch wants
+                copy = np.array(vector, dtype=np.float32)  # a copy that may be written, as torch wants
+                if np.isfinite(copy).all():
+                    self._vectors[key] = copy
 
     def get(
         self,
@@ -115,8 +126,10 @@ class Embeddings:
         self._batch_size = batch_size
         self._progress = progress or (lambda stage, done, total: None)
 
-    def faces(self, pictures: Sequence["Picture"]) -> list[np.ndarray | None]:
-        """Unit embedding of the best face of each picture, None where none is found."""
+    def faces(self, pictures: Sequence["Picture"], *, second: bool = False) -> list[np.ndarray | None]:
+        """Unit embedding of the best face of each picture, None where none is found; `second`: the other embedder's."""
+        build = self._scorers.second if second else self._scorers.embedder
+        assert build is not None, "no second embedder"
 
         def compute(places: list[int]) -> list[np.ndarray]:
             images = [pictures[place].load() for place in places]
@@ -124,13 +137,13 @@ class Embeddings:
             seen = [place for place, faces in enumerate(found) if faces]
             vectors: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(places)
             if seen:
-                boxes = [found[place][0].box for place in seen]
-                embedded = self._scorers.embedder().embed([images[place] for place in seen], boxes)
+                embedded = _embed(build(), [images[place] for place in seen], [found[place][0] for place in seen])
                 for place, vector in zip(seen, embedded.float().cpu().numpy(), strict=True):
                     vectors[place] = vector
-            return vectors
+            return _finite(vectors, what="face", of=[str(pictures[place].path) for place in places])
 
-        vectors = self._get("faces", [picture.sha256 for picture in pictures], compute)
+        kind = f"faces2-{self._scorers.second_fingerprint[:16]}" if second else "faces"
+        vectors = self._get(kind, [picture.sha256 for picture in pictures], compute)
         return [vector if vector.size else None for vector in vectors]
 
     def pictures(self, pictures: Sequence["Picture"]) -> np.ndarray:
@@ -138,7 +151,8 @@ class Embeddings:
 
         def compute(places: list[int]) -> np.ndarray:
             embedded = self._scorers.clip().embed_images([pictures[place].load() for place in places])
-            return embedded.float().cpu().numpy()
+            of = [str(pictures[place].path) for place in places]
+            return np.stack(_finite(list(embedded.float().cpu().numpy()), what="CLIP", of=of))
 
         return np.stack(self._get("clip", [picture.sha256 for picture in pictures], compute))
 
@@ -146,20 +160,43 @@ class Embeddings:
         """Unit CLIP embeddings of prompts, [N, D]."""
 
         def compute(places: list[int]) -> np.ndarray:
-            return self._scorers.clip().embed_texts([prompts[place] for place in places]).float().cpu().numpy()
+            texts = [prompts[place] for place in places]
+            embedded = self._scorers.clip().embed_texts(texts).float().cpu().numpy()
+            return np.stack(_finite(list(embedded), what="CLIP", of=texts))
 
         return np.stack(self._get("prompts", [hashlib.sha256(text.encode()).hexdigest() for text in prompts], compute))
 
     def _get(
         self, kind: str, keys: Sequence[str], compute: Callable[[list[int]], Sequence[np.ndarray] | np.ndarray]
     ) -> list[np.ndarray]:
-        store = VectorStore(self._root / f"{kind}-{self._scorers.fingerprint[:16]}")
+        store = VectorStore(self._root / (kind if "-" in kind else f"{kind}-{self._scorers.fingerprint[:16]}"))
         return store.get(
             keys,
             compute,
             batch_size=self._batch_size,
             report=lambda done, total: self._progress(f"embed {kind}", done, total),
         )
+
+
+def _embed(
+    embedder: FaceEmbedder | AlignedFaceEmbedder, images: Sequence[np.ndarray], faces: Sequence[DetectedFace]
+) -> Tensor:
+    if isinstance(embedder, AlignedFaceEmbedder):
+        return embedder.embed_faces(images, faces)
+    return embedder.embed(images, [face.box for face in faces])
+
+
+def _finite(vectors: list[np.ndarray], *, what: str, of: Sequence[str]) -> list[np.ndarray]:
+    """The vectors, none of which may hold NaN: such a score would vanish from every mean without a word."""
+    bad = [name for vector, name in zip(vectors, of, strict=True) if not np.isfinite(vector).all()]
+    if bad:
+        raise UserError(
+            f"the {what} embedding of {bad[0]} is not a number",
+            expected="finite vectors from every scorer's weights",
+            got=f"NaN for {len(bad)} of a batch of {len(vectors)}",
+            key="scorer",
+        )
+    return vectors
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ rows too, so that ceilings and floor stand in the same table as what they bound.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from metalora.core import metrics
 from metalora.core.atomic import atomic_path
@@ -37,6 +38,8 @@ KEY = ("method", "rank", "iterations", "identity", "prompt_id", "seed")
 """What names a row; photos have their file in `prompt_id`'s place."""
 _FILES = ("file", "reference")
 _WHOLE_NUMBERS = ("rank", "iterations", "seed", "test_photos", "test_photos_missed", "reference_faces")
+SECOND = "_second"
+"""Ends the columns that the second face embedder makes."""
 
 
 class Subject(Protocol):
@@ -71,6 +74,8 @@ def score_images(
     face_part: str = "unsplash",
     clip_part: str = "ffhq",
     batch_size: int = 64,
+    kinds: Mapping[str, str] | None = None,
+    fill: Callable[[GeneratedImage], GeneratedImage] = lambda record: record,
     progress: Progress | None = None,
 ) -> "pd.DataFrame":
     """Score every image of the manifests; what was embedded before is read from `cache`.
@@ -83,39 +88,49 @@ def score_images(
         face_part: the people FaceSim and R-FaceSim are measured on.
         clip_part: the people CLIP-T and CLIP-I are measured on; it may be the same part.
         batch_size: pictures embedded at once; the scores do not depend on it.
+        kinds: what each prompt is: frontal, recontextualized or stylized.
+        fill: checks a line of a manifest and adds what it leaves out (`Checked.fill`).
 
     Returns:
         One row per image and identity. Scores are cosines, NaN where they are not measured; face_found is 1, 0 or NaN;
         face_sim and r_face_sim are NaN where no face was found. test_photos counts the photos R-FaceSim averages over,
         test_photos_missed those left out because no face was found in them; reference_faces is 1 where FaceSim has the
-        reference's face to compare with, else 0.
+        reference's face to compare with, else 0. seed_diversity is 1 minus the image's mean CLIP cosine with the
+        images of the same prompt from other seeds. With a second embedder its scores stand in columns of their own.
 
     Raises:
-        UserError: an image of nobody in the benchmark, one whose file is gone, or none of a prompt that is scored.
+        UserError: an image of nobody in the benchmark, one whose file is gone, cannot be read or has another size than
+            its line says, or none of a prompt that is scored.
     """
     import pandas as pd
 
     people = {subject.identity: subject for subject in subjects}
     embeddings = Embeddings(scorers, root=cache, batch_size=batch_size, progress=progress)
-    images = _read(manifests)
+    images = _read(manifests, fill=fill)
     uses = {face_part: set(face_prompts)}
     uses[clip_part] = uses.get(clip_part, set()) | set(clip_prompts)
     pairs = _pairs(images, people, uses=uses)
     clip_places, face_places = _places(pairs, clip_part, clip_prompts), _places(pairs, face_part, face_prompts)
     if not clip_places and not face_places:
         raise _nothing_to_score(images, uses)
-    faces = _Faces(
-        [s for s in subjects if s.part == face_part and s.class_noun in {i.record.class_noun for i in images}],
-        embeddings,
-    )
-    frame = pd.DataFrame([_row(image.record, image.picture.path, subject) for image, subject in pairs])
+    of_class = [s for s in subjects if s.part == face_part and s.class_noun in {i.record.class_noun for i in images}]
+    rows = [_row(image.record, image.picture.path, subject) for image, subject in pairs]
+    frame = pd.DataFrame(rows).assign(kind=[(kinds or {}).get(image.record.prompt_id, "") for image, _ in pairs])
     _add_clip(frame, clip_places, pairs, images, embeddings)
-    _add_faces(frame, face_places, pairs, faces, embeddings)
-    rows = pd.concat([frame, pd.DataFrame(faces.photo_rows(), columns=frame.columns)], ignore_index=True)
+    _add_diversity(frame, sorted({*clip_places, *face_places}), pairs, embeddings)
+    of_photos = _add_faces(frame, face_places, pairs, _Faces(of_class, embeddings), embeddings)
+    if scorers.second is not None:
+        second = _Faces(of_class, embeddings, second=True)
+        ours = frame.copy()
+        photos = _add_faces(ours, face_places, pairs, second, embeddings)
+        for column in ("face_sim", "r_face_sim"):
+            frame[column + SECOND] = ours[column]
+            of_photos = [a | {column + SECOND: b[column]} for a, b in zip(of_photos, photos, strict=True)]
+    rows = pd.concat([frame, pd.DataFrame(of_photos, columns=frame.columns)], ignore_index=True)
     return rows.astype(dict.fromkeys(_WHOLE_NUMBERS, int))
 
 
-def _read(manifests: Sequence[Path]) -> list[_Image]:
+def _read(manifests: Sequence[Path], *, fill: Callable[[GeneratedImage], GeneratedImage]) -> list[_Image]:
     images: dict[Path, _Image] = {}
     for manifest in manifests:
         folder = manifest if manifest.is_dir() else manifest.parent
@@ -123,8 +138,30 @@ def _read(manifests: Sequence[Path]) -> list[_Image]:
             path = folder / record.file
             if not path.is_file():
                 raise UserError("an image is gone", expected=f"every file of {manifest}", got=str(path), key="images")
-            images[path.resolve()] = _Image(record, Picture.of(path, read=_read_image))
-    return list(images.values())
+            _check_size(path, record.size)
+            images[path.resolve()] = _Image(fill(record), Picture.of(path, read=_read_image))
+    by_cell = {(*_setting(image.record), *_name(image.record)): image for image in images.values()}
+    return list(by_cell.values())  # of several images of one cell the last counts
+
+
+def _name(record: GeneratedImage) -> tuple[Any, ...]:
+    return record.method, record.rank, record.iterations, record.identity, record.class_noun
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    """Raise UserError when a picture has another (height, width) than its line says: it is another picture then."""
+    try:
+        with Image.open(path) as picture:
+            found = (picture.height, picture.width)
+    except Exception:  # the loader finds better words for what is no picture
+        found = _read_image(path).shape[:2]
+    if found != size:
+        raise UserError(
+            f"the image {path} has another size than its line in {FILE_NAME}",
+            expected=f"height {size[0]}, width {size[1]}",
+            got=f"height {found[0]}, width {found[1]}",
+            key="images",
+        )
 
 
 def _read_image(path: Path) -> np.ndarray:
@@ -239,14 +276,36 @@ def _setting(record: GeneratedImage) -> tuple[Any, ...]:
     )
 
 
+def _add_diversity(
+    frame: "pd.DataFrame", places: list[int], pairs: Sequence[tuple[_Image, Subject]], embeddings: Embeddings
+) -> None:
+    """How much the images of one prompt differ from seed to seed; NaN where there is one seed."""
+    frame["seed_diversity"] = np.nan
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place in places:
+        record, subject = pairs[place][0].record, pairs[place][1]
+        cell = (record.method, record.rank, record.iterations, subject.identity, record.prompt_id)
+        groups.setdefault(cell, []).append(place)
+    several = [group for group in groups.values() if len({pairs[place][0].record.seed for place in group}) > 1]
+    wanted = [place for group in several for place in group]
+    if not wanted:
+        return
+    vectors = torch.from_numpy(embeddings.pictures([pairs[place][0].picture for place in wanted]))
+    of = dict(zip(wanted, vectors, strict=True))
+    for group in several:
+        cosines_NN = metrics.cosine(*(torch.stack([of[place] for place in group]),) * 2)
+        others_N = (cosines_NN.sum(dim=1) - cosines_NN.diagonal()) / (len(group) - 1)
+        frame.loc[group, "seed_diversity"] = (1 - others_N).numpy()
+
+
 class _Faces:
     """The embedded faces of the benchmark's photos."""
 
-    def __init__(self, subjects: Sequence[Subject], embeddings: Embeddings) -> None:
-        self.subjects = list(subjects)
+    def __init__(self, subjects: Sequence[Subject], embeddings: Embeddings, *, second: bool = False) -> None:
+        self.subjects, self.second = list(subjects), second
         files = [path for subject in subjects for path in (subject.reference, *subject.test_photos)]
         pictures = [Picture.of(path, read=lambda path: load_photo(path, key="benchmark")) for path in files]
-        self._of = dict(zip(files, embeddings.faces(pictures), strict=True)) if files else {}
+        self._of = dict(zip(files, embeddings.faces(pictures, second=second), strict=True)) if files else {}
 
     def reference(self, subject: Subject) -> np.ndarray | None:
         """The reference photo's face."""
@@ -297,10 +356,11 @@ def _add_faces(
     pairs: Sequence[tuple[_Image, Subject]],
     faces: _Faces,
     embeddings: Embeddings,
-) -> None:
+) -> list[dict[str, Any]]:
+    """Fill in the face scores; the rows of the real photos, scored by the same embedder."""
     if not places:
-        return
-    found = embeddings.faces([pairs[place][0].picture for place in places])
+        return faces.photo_rows()
+    found = embeddings.faces([pairs[place][0].picture for place in places], second=faces.second)
     rows = []
     for place, face in zip(places, found, strict=True):
         subject = pairs[place][1]
@@ -309,6 +369,7 @@ def _add_faces(
         rows.append(scores | {"test_photos_missed": len(subject.test_photos) - len(tests)})
     for column in rows[0]:
         frame.loc[places, column] = [row[column] for row in rows]
+    return faces.photo_rows()
 
 
 def face_scores(

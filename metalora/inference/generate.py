@@ -8,6 +8,7 @@ import inspect
 import io
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from metalora.core.contracts import Backbone, Drawing, GeneratedImage, LoraFile,
 from metalora.core.device import explained
 from metalora.core.errors import UserError
 from metalora.core.manifest import FILE_NAME, read_manifest, to_line, write_manifest
+from metalora.core.memory import device_peak_mb
 from metalora.core.noise import generator
 from metalora.inference.start import Start
 
@@ -46,6 +48,8 @@ class GenerationJob:
     prompt_id: str
     prompt: str
     seed: int
+    reference: Path | None = None
+    """The photo the LoRA was trained on, where it is known."""
 
 
 def image_noise(*, seed: int, prompt_id: str) -> torch.Generator:
@@ -104,23 +108,29 @@ def generate(
     todo = [(job, image) for job, image in zip(jobs, records, strict=True) if _content(image) not in made]
     report = progress or (lambda stage, done, total: None)
     report("generate", len(jobs) - len(todo), len(jobs))
+    costs = {image.file: {"seconds": image.seconds, "peak_memory_mb": image.peak_memory_mb} for image in kept}
     if todo:
         stale = {image.file for _, image in todo}
         write_manifest(out / FILE_NAME, [image for image in kept if image.file not in stale])
         with (out / FILE_NAME).open("a", encoding="utf-8") as manifest:
             finished = len(jobs) - len(todo)
-            for batch, pixels_BHW3 in _batches(backbone, todo, sampling, texts=texts, batch_size=batch_size):
-                for (_, image), pixels_HW3 in zip(batch, pixels_BHW3, strict=True):
+            for drawn in _batches(backbone, todo, sampling, texts=texts, batch_size=batch_size):
+                batch = [image for _, image in drawn.batch]
+                for image, pixels_HW3 in zip(batch, drawn.pixels_BHW3, strict=True):
                     write_bytes(out / image.file, _png(pixels_HW3))
-                manifest.write("".join(to_line(image) for _, image in batch))
+                cost = {"seconds": round(drawn.seconds / len(batch), 4), "peak_memory_mb": device_peak_mb()}
+                costs |= {image.file: cost for image in batch}
+                manifest.write("".join(to_line(replace(image, **cost)) for image in batch))
                 manifest.flush()
                 os.fsync(manifest.fileno())
                 finished += len(batch)
                 report("generate", finished, len(jobs))
         asked = {image.file for image in records}
         others = [image for image in kept if image.file not in asked]
+        records = [replace(image, **costs[image.file]) for image in records]
         write_manifest(out / FILE_NAME, [*others, *records])
-    return tuple(records)
+        return tuple(records)
+    return tuple(replace(image, **costs[image.file]) for image in records)
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,7 @@ class _Sampling:
 
 def _records(backbone: Backbone, jobs: Sequence[GenerationJob], sampling: _Sampling) -> list[GeneratedImage]:
     digests = {path: _digest(path) for path in {job.lora for job in jobs} if path is not None}
+    photos = {path: file_sha256(path) for path in {job.reference for job in jobs} if path is not None}
     records = [
         GeneratedImage(
             file=_file(job),
@@ -156,6 +167,8 @@ def _records(backbone: Backbone, jobs: Sequence[GenerationJob], sampling: _Sampl
             strength=sampling.strength,
             start_sha256="" if sampling.start is None else sampling.start.digest,
             denoise=1.0 if sampling.start is None else sampling.start.denoise,
+            reference="" if job.reference is None else f"{job.reference.parent.name}/{job.reference.name}",
+            reference_sha256="" if job.reference is None else photos[job.reference],
         )
         for job in jobs
     ]
@@ -187,11 +200,20 @@ def _kept(out: Path) -> list[GeneratedImage]:
 
 
 def _content(image: GeneratedImage) -> GeneratedImage:
-    """What an image depends on: the LoRA's bytes, not where they lie."""
-    return replace(image, lora="")
+    """What an image depends on: the LoRA's bytes, not where they lie nor which photo they know."""
+    return replace(image, lora="", reference="", reference_sha256="")
 
 
 Todo = list[tuple[GenerationJob, GeneratedImage]]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A batch of images and the seconds it took."""
+
+    batch: Todo
+    pixels_BHW3: np.ndarray
+    seconds: float
 
 
 def _batches(
@@ -201,33 +223,35 @@ def _batches(
     *,
     texts: Mapping[str, TextEmbedding] | None,
     batch_size: int,
-) -> Iterator[tuple[Todo, np.ndarray]]:
+) -> Iterator[_Drawn]:
     """Make the images batch by batch: the base first, then rank by rank with one bank injected per rank."""
     embedded = _Texts(backbone, [job.prompt for job, _ in todo], texts)
     pipe = _pipeline(backbone, sampling.start)
 
-    def pixels(batch: Todo, rows: "_LoraRows | None" = None) -> np.ndarray:
+    def draw(batch: Todo, rows: "_LoraRows | None" = None) -> _Drawn:
+        started = time.perf_counter()
         text = embedded.of([job.prompt for job, _ in batch]).to(backbone.device)
         drawing = backbone.drawing(text, empty=embedded.empty, guidance=sampling.guidance)
         noises = [image_noise(seed=job.seed, prompt_id=job.prompt_id) for job, _ in batch]
         if rows is not None:
             rows.bank.set_route(rows.of([job.lora for job, _ in batch if job.lora is not None]).repeat(drawing.copies))
         with explained(key="sampling.batch_size, sampling.size"):
-            return _run(pipe, drawing, sampling, noises=noises)
+            pixels_BHW3 = _run(pipe, drawing, sampling, noises=noises)
+        return _Drawn(batch, pixels_BHW3, time.perf_counter() - started)
 
     ordered = sorted(todo, key=lambda pair: (_rank(pair[0]), str(pair[0].lora)))
     for rank, group in itertools.groupby(ordered, key=lambda pair: _rank(pair[0])):
         batches = _cut(list(group), batch_size)
         if rank == 0:
             for batch in batches:
-                yield batch, pixels(batch)
+                yield draw(batch)
             continue
         most = max(len({job.lora for job, _ in batch}) for batch in batches)
         rows = _LoraRows(backbone, rank=rank, rows=most, strength=sampling.strength)
         handle = inject(backbone.denoiser, rows.bank)
         try:
             for batch in batches:
-                yield batch, pixels(batch, rows)
+                yield draw(batch, rows)
                 rows.bank.clear_route()
         finally:
             eject(handle)

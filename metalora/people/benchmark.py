@@ -1,6 +1,9 @@
 """The benchmark: Meta-PHD's folder layout (section 4.1) and its prompts (App. M), real people or the mini world's."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,11 +62,14 @@ class Prompt:
     reconstructed: bool
 
 
-def load_benchmark(root: Path, *, key: str = "benchmark.root") -> Benchmark:
+def load_benchmark(root: Path, *, key: str = "benchmark.root", problems: list[UserError] | None = None) -> Benchmark:
     """Read ROOT/unsplash/IDENTITY/*, ROOT/ffhq/man/* and ROOT/ffhq/woman/*; one of the two parts may be missing.
 
     The class nouns of the unsplash people stand in identities.json ({"IDENTITY": "woman", ...}), in ROOT or in
     ROOT/unsplash. Identities of the ffhq part are named after their file: ffhq-woman-00042.
+
+    Args:
+        problems: where to put what is wrong with a single person, who is then left out, instead of raising it.
 
     Raises:
         UserError: no such folder, neither part, a person without photos or with only one where several are needed, a
@@ -72,7 +78,7 @@ def load_benchmark(root: Path, *, key: str = "benchmark.root") -> Benchmark:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no benchmark {root}", expected="a folder with unsplash and ffhq in it", key=key)
-    unsplash, skipped = _unsplash(root, key=key)
+    unsplash, skipped = _unsplash(root, key=key, problems=problems)
     ffhq, skipped_ffhq = _ffhq(root / "ffhq", key=key)
     subjects = unsplash + ffhq
     if not subjects:
@@ -86,7 +92,9 @@ def load_benchmark(root: Path, *, key: str = "benchmark.root") -> Benchmark:
     return Benchmark(subjects, skipped + skipped_ffhq, _differences(subjects))
 
 
-def _unsplash(root: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:
+def _unsplash(
+    root: Path, *, key: str, problems: list[UserError] | None
+) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:
     part = root / "unsplash"
     if not part.is_dir():
         return (), ()
@@ -95,24 +103,35 @@ def _unsplash(root: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[Skipp
     skipped += tuple(SkippedFile(path, "a photo outside a person's folder") for path in photos)
     subjects: list[Subject] = []
     for folder in folders:
-        own, skipped_inside = person_photos(folder, key=key)
+        try:
+            subject, skipped_inside = _person(folder, nouns.get(folder.name), key=key)
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+            continue
         skipped += skipped_inside
-        if len(own) < 2:
-            raise UserError(
-                f"the benchmark's person {folder.name} has one photo",
-                expected="a reference and at least one test photo",
-                got=", ".join(path.name for path in own),
-                key=key,
-            )
-        if nouns.get(folder.name) not in CLASS_NOUNS:
-            raise UserError(
-                f"the benchmark's person {folder.name} has no class noun",
-                expected=f'"{folder.name}": "man" or "woman" in {part / IDENTITIES_FILE}',
-                got=nouns.get(folder.name, "no entry"),
-                key=key,
-            )
-        subjects.append(Subject(folder.name, nouns[folder.name], own[0], own[1:], "unsplash"))
+        subjects.append(subject)
     return tuple(subjects), skipped
+
+
+def _person(folder: Path, noun: str | None, *, key: str) -> tuple[Subject, tuple[SkippedFile, ...]]:
+    own, skipped = person_photos(folder, key=key)
+    if len(own) < 2:
+        raise UserError(
+            f"the benchmark's person {folder.name} has one photo",
+            expected="a reference and at least one test photo, or there is nothing to measure R-FaceSim with",
+            got=", ".join(path.name for path in own),
+            key=key,
+        )
+    if noun not in CLASS_NOUNS:
+        raise UserError(
+            f"the benchmark's person {folder.name} has no class noun",
+            expected=f'"{folder.name}": "man" or "woman" in {folder.parent / IDENTITIES_FILE}',
+            got=noun or "no entry",
+            key=key,
+        )
+    return Subject(folder.name, noun, own[0], own[1:], "unsplash"), skipped
 
 
 def _ffhq(part: Path, *, key: str) -> tuple[tuple[Subject, ...], tuple[SkippedFile, ...]]:
@@ -161,6 +180,16 @@ class PromptSets:
     def ids(self, kind: str) -> frozenset[str]:
         """The ids of a kind (one of `KINDS`, or "clip") over all classes."""
         return frozenset(prompt.id for prompt, _ in self._entries if prompt.kind in _kinds(kind))
+
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of every prompt by its id."""
+        return {prompt.id: prompt.kind for prompt, _ in self._entries}
+
+    def texts(self) -> dict[tuple[str, str], str]:
+        """The words of every prompt by its id and class noun."""
+        return {
+            (prompt.id, noun): prompt.text for noun in CLASS_NOUNS for kind in KINDS for prompt in self.of(kind, noun)
+        }
 
     def ids_by_text(self) -> dict[str, str]:
         """The id of every prompt by its words, those of all classes."""
@@ -211,4 +240,29 @@ def _prompt(item: Mapping[str, Any]) -> Prompt:
     if item["kind"] not in KINDS:
         raise ValueError(f"kind {item['kind']}, not one of {', '.join(KINDS)}")
     item["text"].format(noun="", pronoun="")  # raises on any other placeholder
+    _check_class(item["text"], item.get("class_noun"))
     return Prompt(str(item["id"]), item["kind"], item["text"], bool(item.get("reconstructed", False)))
+
+
+def _check_class(text: str, class_noun: str | None) -> None:
+    """Raise ValueError when nobody could tell whom a prompt is about: scores are kept by class."""
+    if class_noun is None:
+        if "{noun}" not in text:
+            raise ValueError(f"no class in the prompt {text!r}: neither {{noun}} nor a class_noun")
+    elif class_noun not in CLASS_NOUNS:
+        raise ValueError(f"class_noun {class_noun}, not one of {', '.join(CLASS_NOUNS)}")
+    elif "{noun}" not in text and not re.search(rf"\b{class_noun}\b", text):
+        raise ValueError(f"no {class_noun} in the prompt {text!r}, whose class_noun it is")
+
+
+def benchmark_version(name: str, subjects: Sequence[Subject], prompts: PromptSets) -> str:
+    """NAME@DIGEST over the words of all prompts and the bytes of all photos: equal only for the same benchmark."""
+
+    def sha256(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    people = sorted(
+        (s.identity, s.class_noun, s.part, sha256(s.reference), *map(sha256, s.test_photos)) for s in subjects
+    )
+    words = sorted((*key, text) for key, text in prompts.texts().items())
+    return f"{name}@{hashlib.sha256(json.dumps([people, words]).encode()).hexdigest()[:12]}"

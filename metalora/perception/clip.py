@@ -3,6 +3,8 @@
 Shape legend: B batch, D width of the embedding.
 """
 
+import hashlib
+import re
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,9 @@ class OpenClipScorer:
 
     Args:
         model: a folder with open_clip_config.json and open_clip_model.safetensors, or the name of an architecture.
-        pretrained: the name of published weights for that architecture; downloaded once, by open_clip.
+        pretrained: the name of published weights for that architecture; downloaded once, and held against the sha256
+            that the hub states for them.
+        sha256: that the weights' file must have; None: not checked beyond that.
         batch_size: images or prompts embedded at once.
 
     Raises:
@@ -32,17 +36,27 @@ class OpenClipScorer:
     """
 
     def __init__(
-        self, model: str | Path, *, pretrained: str | None = None, device: str = "cpu", batch_size: int = 64
+        self,
+        model: str | Path,
+        *,
+        pretrained: str | None = None,
+        sha256: str | None = None,
+        device: str = "cpu",
+        batch_size: int = 64,
     ) -> None:
         import open_clip
 
         name = str(model)
         if Path(model).is_dir() or "/" in name:
-            opened = _open(f"local-dir:{_checked(Path(model))}")
+            folder = _checked(Path(model))
+            _verify(folder / WEIGHTS_FILE, sha256)
+            opened = _open(f"local-dir:{folder}")
         elif name not in open_clip.list_models():
             raise UserError("unknown CLIP model", expected="a folder, or a name known to open_clip", got=name, key=_KEY)
         else:
-            opened = _open(name, **_published(name, pretrained))
+            options = _published(name, pretrained)
+            _verify(Path(options["pretrained"]), sha256)
+            opened = _open(name, **options)
         self._model, self._preprocess, self._tokenizer = opened
         self._model = self._model.eval().requires_grad_(False).to(device)
         self._device, self._batch_size = device, batch_size
@@ -116,6 +130,9 @@ def _published(name: str, pretrained: str | None) -> dict[str, Any]:
                 got=_one_line(error),
                 key=_KEY,
             ) from None
+    # The hub's cache names a file's content after the sha256 that the hub states for it.
+    stated = Path(path).resolve().name
+    _verify(Path(path), stated if re.fullmatch(r"[0-9a-f]{64}", stated) else None)
     return {
         "pretrained": path,
         "force_quick_gelu": bool(config.get("quick_gelu", False)),
@@ -124,6 +141,21 @@ def _published(name: str, pretrained: str | None) -> dict[str, Any]:
         "image_interpolation": config.get("interpolation"),
         "image_resize_mode": config.get("resize_mode"),
     }
+
+
+def _verify(path: Path, sha256: str | None) -> None:
+    """Raise UserError when a file does not have the sha256 it should have."""
+    if sha256 is None:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise UserError(
+            f"{path} is not the CLIP model it should be",
+            expected=f"sha256 {sha256}; remove a damaged download and run again",
+            got=digest,
+            key="scorer.clip.sha256",
+        )
 
 
 def _open(name: str, **options: Any) -> tuple[Any, Any, Any]:

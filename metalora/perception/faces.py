@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metalora.core.contracts import Box, DetectedFace
+from metalora.core.contracts import Box, DetectedFace, FivePoints, Point
 from metalora.core.errors import UserError
 from metalora.core.face_net import FACE_SIZE, FaceResNet
 
@@ -55,7 +55,7 @@ class MtcnnDetector:
         if size != picture.size:
             picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
         try:
-            boxes, probabilities = self._mtcnn.detect(picture)  # type: ignore[misc]
+            boxes, probabilities, points = self._mtcnn.detect(picture, landmarks=True)  # type: ignore[misc]
         except RuntimeError as error:
             if "non-empty list" not in str(error):  # its way of saying that every candidate lies outside the picture
                 raise
@@ -65,9 +65,11 @@ class MtcnnDetector:
         to_x, to_y = width / size[0], height / size[1]
         faces = [
             DetectedFace(
-                Box(float(x0) * to_x, float(y0) * to_y, float(x1) * to_x, float(y1) * to_y), float(probability)
+                Box(float(x0) * to_x, float(y0) * to_y, float(x1) * to_x, float(y1) * to_y),
+                float(probability),
+                _five([(float(x) * to_x, float(y) * to_y) for x, y in five]),
             )
-            for (x0, y0, x1, y1), probability in zip(boxes, probabilities, strict=True)
+            for (x0, y0, x1, y1), probability, five in zip(boxes, probabilities, points, strict=True)
             if probability >= self.threshold
         ]
         return sorted(faces, key=lambda face: -face.probability * _area(face.box))
@@ -86,10 +88,10 @@ class FacenetEmbedder:
     def __init__(self, path: str | Path | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
         from facenet_pytorch import InceptionResnetV1
 
-        state = _load_weights(Path(path)) if path is not None else torch.load(_facenet_download(), weights_only=True)
+        state = load_weights(Path(path)) if path is not None else torch.load(_facenet_download(), weights_only=True)
         model = InceptionResnetV1(pretrained=None)
         # the classifier over the training people is not part of the embedding
-        _load_into(model, {k: v for k, v in state.items() if not k.startswith("logits.")}, source=path or FACENET_URL)
+        load_into(model, {k: v for k, v in state.items() if not k.startswith("logits.")}, source=path or FACENET_URL)
         self._model = model.eval().requires_grad_(False).to(device)
         self._device, self._batch_size = device, batch_size
 
@@ -104,7 +106,7 @@ class FacenetEmbedder:
             )
             for image, box in zip(images, boxes, strict=True)
         ]
-        return _embed(self._model, crops, dimension=512, batch_size=self._batch_size, device=self._device)
+        return embed_batched(self._model, crops, dimension=512, batch_size=self._batch_size, device=self._device)
 
 
 class MiniFaceEmbedder:
@@ -133,7 +135,7 @@ class MiniFaceEmbedder:
                 got=f"{type(error).__name__}: {error}",
                 key=_KEY,
             ) from None
-        _load_into(model, _load_weights(folder / "model.safetensors"), source=folder)
+        load_into(model, load_weights(folder / "model.safetensors"), source=folder)
         self._model = model.eval().requires_grad_(False).to(device)
         self._device, self._batch_size = device, batch_size
 
@@ -143,7 +145,9 @@ class MiniFaceEmbedder:
             torch.from_numpy(square_crop(image, box, margin=self.margin, size=FACE_SIZE)).permute(2, 0, 1) / 127.5 - 1
             for image, box in zip(images, boxes, strict=True)
         ]
-        return _embed(self._model, crops, dimension=self.dimension, batch_size=self._batch_size, device=self._device)
+        return embed_batched(
+            self._model, crops, dimension=self.dimension, batch_size=self._batch_size, device=self._device
+        )
 
 
 def square_crop(image: np.ndarray, box: Box, *, margin: float, size: int) -> np.ndarray:
@@ -162,12 +166,17 @@ def square_crop(image: np.ndarray, box: Box, *, margin: float, size: int) -> np.
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=window)).copy()
 
 
+def _five(points: Sequence[Point]) -> FivePoints:
+    one, two, three, four, five = points
+    return one, two, three, four, five
+
+
 def _area(box: Box) -> float:
     return (box.x1 - box.x0) * (box.y1 - box.y0)
 
 
 @torch.no_grad()
-def _embed(model: nn.Module, crops: Sequence[Tensor], *, dimension: int, batch_size: int, device: str) -> Tensor:
+def embed_batched(model: nn.Module, crops: Sequence[Tensor], *, dimension: int, batch_size: int, device: str) -> Tensor:
     """Unit embeddings [B, D], float32 on the CPU."""
     rows = [torch.zeros(0, dimension)]
     for start in range(0, len(crops), batch_size):
@@ -176,17 +185,22 @@ def _embed(model: nn.Module, crops: Sequence[Tensor], *, dimension: int, batch_s
     return torch.cat(rows)
 
 
-def _load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, *, key: str = _KEY) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: another kind of file, or one that cannot be read.
+    """
     expected = "a safetensors file"
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not read", expected=f"{expected} (pickled weights are never loaded)", key=_KEY)
+        raise UserError(f"{path} is not read", expected=f"{expected} (pickled weights are never loaded)", key=key)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights {path}", expected=expected, got=str(error), key=_KEY) from None
+        raise UserError(f"cannot read the weights {path}", expected=expected, got=str(error), key=key) from None
 
 
-def _load_into(model: nn.Module, state: dict[str, Tensor], *, source: str | Path) -> None:
+def load_into(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, key: str = _KEY) -> None:
     """Load weights of any precision; every tensor must have its place."""
     try:
         model.load_state_dict(
@@ -198,7 +212,7 @@ def _load_into(model: nn.Module, state: dict[str, Tensor], *, source: str | Path
             f"the weights {source} do not fit",
             expected=f"the weights of {type(model).__name__}",
             got=reason[:300],
-            key=_KEY,
+            key=key,
         ) from None
 
 

@@ -1,12 +1,9 @@
 """Artifact folders: `NAME/TASK/LABEL-HASH` with a manifest.json that is written last; without it, unfinished."""
 
-import contextlib
 import hashlib
 import json
 import platform
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ from typing import Any
 
 from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
+from metalora.core.memory import peak_memory_mb, reset_peak_memory
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("metalora", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "open_clip_torch", "numba")
@@ -89,22 +87,6 @@ class Artifact:
                 **facts,
             },
         )
-
-
-def reset_peak_memory() -> None:
-    """Let the process's peak memory count from now; where the system refuses, it counts from the process's start."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> int:
-    """Largest resident memory of this process in MiB since `reset_peak_memory`."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return round(int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024)
-    return round(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    )
 
 
 def stored_hash(folder: Path) -> str:

@@ -1,42 +1,114 @@
-"""`metalora evaluate`: scores of a folder of generated images, one row per image."""
+"""`metalora evaluate`: scores of folders of generated images, one row per image, and a table of methods."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 from metalora.core.manifest import FILE_NAME, read_manifest
+from metalora.evaluation.breakdown import as_json
+from metalora.evaluation.checked import Checked, coverage, every_line
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
-from metalora.evaluation.score import score_images, write_scores
+from metalora.evaluation.score import PHOTO_METHODS, score_images, write_scores
 from metalora.people.benchmark import Subject, load_benchmark, load_prompts
+from metalora.reporting.standings import tables_of
+from metalora.reporting.tables import as_text
 from metalora.tasks.artifact import MANIFEST, Artifact, stored_hash
-from metalora.tasks.prepare import ensure_benchmark
+from metalora.tasks.prepare import CLASSES, ensure_benchmark
 from metalora.tasks.progress import Board, Progress
+from metalora.tasks.protocol import Asked
 from metalora.tasks.setting import Setting, set_threads
 from metalora.tasks.study import rates_hash, study_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY = "scores.json"
 
 
 def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
     setting = Setting.of(cfg)
     set_threads(setting)
-    folders = [Path(setting["images"])] + ([Path(setting["base_images"])] if setting["base_images"] else [])
+    given = setting["images"] if isinstance(setting["images"], list) else [setting["images"]]
+    folders = [Path(str(folder)) for folder in given]
+    if setting["base_images"]:
+        folders.append(Path(setting["base_images"]))
     with Board() as board:
         progress = board.reporter("evaluate")
         ensure_benchmark(setting, progress=progress)
+        check_cells(setting, folders, board=board)
         scores = evaluate(setting, images=folders, label=folders[0].name, progress=progress)
+        for line in summarize(scores):
+            board.say(line)
         board.say(f"scores: {scores}")
+
+
+def check_cells(setting: Setting, folders: Sequence[Path], *, board: Board) -> None:
+    """Hold the folders against the benchmark, the protocol and the classes; tell every cell that is not there once.
+
+    Raises:
+        UserError: cells are missing or doubled and `allow_missing` is not set, or there is no folder or manifest.
+    """
+    for folder in folders:
+        _hash(folder)  # says what is wrong with a folder
+    classes = setting["classes"] if isinstance(setting["classes"], list) else [setting["classes"]]
+    if strange := [name for name in classes if name not in CLASSES]:
+        raise UserError("unknown class", expected=", ".join(CLASSES), got=", ".join(map(str, strange)), key="classes")
+    asked = Asked(setting, classes)
+    found = coverage(every_line(folders), wanted=asked.cells(), base=asked.base_cells())
+    for line in found.lines():
+        board.say(line)
+    if not found.whole and not setting["allow_missing"]:
+        raise found.error()
+    if found.beyond:
+        board.say(f"{found.beyond} images beyond the protocol {setting['protocol.name']} are scored too")
+
+
+def summarize(scores: Path) -> list[str]:
+    """Write scores.json beside a score table; returns what to tell: tables, and what could not be measured."""
+    from metalora.evaluation.score import read_scores
+
+    frame = read_scores([scores])
+    summary = as_json(frame)
+    write_json(scores.parent / SUMMARY, summary)
+    return [*(line for table in tables_of(summary) for line in as_text(table).splitlines()), *_gaps(frame)]
+
+
+def _gaps(frame: "pd.DataFrame") -> list[str]:
+    """What is left out of the means, and why."""
+    lines = []
+    photos = frame[frame["method"].isin(PHOTO_METHODS[:2]) & (frame["face_found"] == 0)]
+    for row in photos.itertuples():
+        left = "FaceSim is not measured" if row.method == PHOTO_METHODS[0] else "R-FaceSim leaves it out"
+        lines.append(f"no face was found in the real photo {row.file} of {row.identity}: {left} for it")
+    generated = frame[~frame["method"].isin(PHOTO_METHODS)]
+    alone = generated[generated["face_found"].notna() & (generated["test_photos"] == 0)]["identity"].unique()
+    lines += [f"{identity} has no other photo with a face: no R-FaceSim" for identity in sorted(alone)]
+    no_twin = generated[generated["clip_t"].notna() & generated["clip_i"].isna()]
+    if len(no_twin):
+        lines.append(
+            f"CLIP-I is not measured for {len(no_twin)} images: there is none of the untouched base with the same base"
+            " model, prompt, seed, steps, guidance and size (base_images)"
+        )
+    return lines
 
 
 def scorers_of(setting: Setting) -> Scorers:
     """The configured scorers; each model is built only when something is not in the cache."""
+    config: dict[str, Any] = dict(setting["scorer"])
+    second = config.pop("second_embedder", None)
     return Scorers(
         detector=lambda: setting.detector,
         embedder=lambda: setting.embedder,
         clip=lambda: setting.clip,
-        fingerprint=scorer_fingerprint(setting["scorer"]),
+        fingerprint=scorer_fingerprint(config),
+        second=(lambda: setting.second_embedder) if second else None,
+        second_fingerprint=scorer_fingerprint({"detector": config["detector"], "embedder": second}) if second else "",
     )
 
 
@@ -68,15 +140,21 @@ def evaluate(
         return scores
     artifact.begin()
     prompts = load_prompts(Path(chosen["prompts"]))
+    people = tuple(subjects or load_benchmark(Path(chosen["root"])).subjects)
+    checked = Checked(
+        people, prompts.texts(), version=lambda: Asked(setting, CLASSES).version, file=Path(chosen["prompts"])
+    )
     frame = score_images(
         images,
-        subjects or load_benchmark(Path(chosen["root"])).subjects,
+        people,
         face_prompts=prompts.ids("frontal"),
         clip_prompts=prompts.ids("clip"),
         scorers=scorers_of(setting),
         cache=setting.cache_root / "scores",
         face_part=chosen["face_part"],
         clip_part=chosen["clip_part"],
+        kinds=prompts.kinds(),
+        fill=checked.fill,
         progress=progress,
     )
     write_scores(scores, frame)

@@ -5,16 +5,23 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from metalora.core.atomic import write_json
 from metalora.core.contracts import TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
 from metalora.people.augment import Mode
 from metalora.people.benchmark import load_benchmark
 from metalora.people.cache import LatentCache, prepare_people
-from metalora.people.folder import PersonFolder, describe, scan_people
+from metalora.people.curation import check_curation
+from metalora.people.folder import PersonFolder, describe, photos_digest, scan_people
+from metalora.perception.eyes import eyes_visible
+from metalora.perception.pose import head_pose
 from metalora.tasks.progress import Board, Progress
+from metalora.tasks.protocol import JOBS, Asked
+from metalora.tasks.protocol import write_jobs as write_job_lines
 from metalora.tasks.setting import Setting, set_threads
 
 CLASSES = ("man", "woman")
+CURATION = "curation.json"
 REFERENCE_MODES: tuple[Mode, ...] = ("whole", "crops")
 
 
@@ -30,6 +37,9 @@ def run(cfg: DictConfig) -> None:
         )
     with Board() as board:
         progress = board.reporter("prepare")
+        if setting["path"]:
+            check_benchmark(setting.at_benchmark(Path(str(setting["path"]))), board=board)
+            return
         if "stage1" in wanted:
             for class_noun in CLASSES:
                 root = ensure_stage1(setting, class_noun=class_noun, progress=progress)
@@ -45,10 +55,71 @@ def run(cfg: DictConfig) -> None:
             subjects = load_benchmark(root).subjects
             photos = sum(1 + len(subject.test_photos) for subject in subjects)
             board.say(f"{setting['benchmark.name']}: {len(subjects)} people, {photos} photos in {root}")
+            board.say(f"jobs: {write_jobs(setting)}")
             folders = [PersonFolder(s.identity, s.class_noun, (s.reference,)) for s in subjects]
             for mode in REFERENCE_MODES:
                 people = encode_references(setting, folders, mode=mode, progress=progress)
                 board.say(f"encoded: {sum(len(p.images) for p in people)} pictures of the references, {mode}")
+
+
+def check_benchmark(setting: Setting, *, board: Board) -> Path:
+    """Hold a benchmark's photos against the rules of section 4.1; tell and write down what violates them, and write
+    the jobs it asks for. Returns curation.json."""
+    root, problems = Path(setting["benchmark.root"]), list[UserError]()
+    benchmark = load_benchmark(root, key="path", problems=problems)
+    report = board.reporter("check")
+    violations, seen = check_curation(
+        benchmark,
+        root,
+        detector=setting.detector,
+        yaw_of=lambda points: head_pose(points).yaw,
+        eyes_of=eyes_visible,
+        progress=lambda done, total: report("photos", done, total),
+    )
+    broken = [{"rule": "usable", "path": str(root), "what": str(error)} for error in problems]
+    broken += [{"rule": v.rule, "path": str(v.path), "what": v.what} for v in violations]
+    for violation in broken:
+        board.say(f"{violation['rule']}: {violation['path']}: {violation['what']}")
+    photos = sum(1 + len(subject.test_photos) for subject in benchmark.subjects)
+    board.say(f"{len(benchmark.subjects)} people, {photos} photos, {len(broken)} violations")
+    board.say("not judged: hats, hands and hair before a face, likeness of attire and place, age and skin tone")
+    name, digest = setting["benchmark.name"], photos_digest(seen)
+    found = setting.folder("prepare", f"{name}-check", digest[:10]) / CURATION
+    write_json(
+        found,
+        {
+            "benchmark": name,
+            "violations": broken,
+            "references": {subject.identity: subject.reference.name for subject in benchmark.subjects},
+            "photos": {
+                f"{path.parent.name}/{path.name}": {
+                    "faces": look.faces,
+                    "yaw_estimate": None if look.yaw is None else round(look.yaw, 1),
+                    "eyes_visible": None if look.eyes is None else list(look.eyes),
+                }
+                for path, look in seen.items()
+            },
+        },
+    )
+    board.say(f"checked: {found}")
+    if problems:
+        raise UserError(
+            "the benchmark cannot be used as it is",
+            expected="usable people",
+            got=f"{len(problems)} who are not: {problems[0]}",
+            key="path",
+        )
+    board.say(f"jobs: {write_jobs(setting, folder=found.parent)}")
+    return found
+
+
+def write_jobs(setting: Setting, *, folder: Path | None = None) -> Path:
+    """Write jobs.jsonl, every image that the benchmark asks of a method under the protocol; returns it."""
+    asked = Asked(setting, CLASSES)
+    if folder is None:
+        folder = setting.folder("prepare", f"{setting['benchmark.name']}-jobs", asked.version.rpartition("@")[2][:10])
+    write_job_lines(folder / JOBS, asked.jobs(""))
+    return folder / JOBS
 
 
 def ensure_stage1(setting: Setting, *, class_noun: str, progress: Progress) -> Path:

@@ -18,7 +18,6 @@ from metalora.core.atomic import write_json
 from metalora.core.contracts import METHODS
 from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob
-from metalora.people.benchmark import Prompt, Subject, load_benchmark, load_prompts
 from metalora.people.folder import PersonFolder
 from metalora.reporting.report import Report
 from metalora.tasks.artifact import Artifact, config_hash
@@ -29,6 +28,7 @@ from metalora.tasks.meta_train import meta_train
 from metalora.tasks.personalize import personalize
 from metalora.tasks.prepare import CLASSES, ensure_benchmark, ensure_stage1
 from metalora.tasks.progress import Board, Progress
+from metalora.tasks.protocol import prompts_of, subjects_of
 from metalora.tasks.report import facts_of, report
 from metalora.tasks.setting import Setting
 from metalora.tasks.study import Clock, given_priors, is_whole, study_hash
@@ -184,6 +184,7 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
             prompt_id=prompt.id,
             prompt=prompt.text,
             seed=seed,
+            reference=subject.reference,
         )
         for iterations in setting.iterations
         for subject in subjects
@@ -199,28 +200,6 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
 def _prior(setting: Setting, class_noun: str) -> Path:
     given = setting["priors"].get(class_noun)
     return Path(given) if given else prior_artifact(setting, class_noun).folder / "prior.safetensors"
-
-
-def subjects_of(setting: Setting, class_noun: str) -> list[Subject]:
-    """The benchmark's people of one class under the protocol: all with several photos, some with one."""
-    chosen, protocol = setting["benchmark"], setting["protocol"]
-    people = [s for s in load_benchmark(Path(chosen["root"])).subjects if s.class_noun == class_noun]
-    faces = [s for s in people if s.part == chosen["face_part"]][: protocol["several_photo_people"]]
-    if chosen["clip_part"] == chosen["face_part"]:
-        return faces
-    return faces + [s for s in people if s.part == chosen["clip_part"]][: protocol["single_photo_people"]]
-
-
-def prompts_of(setting: Setting, subject: Subject) -> list[Prompt]:
-    """The prompts a subject is drawn with: frontal ones for face scores, scenes and styles for CLIP scores."""
-    chosen, protocol = setting["benchmark"], setting["protocol"]
-    prompts = load_prompts(Path(chosen["prompts"]))
-    found: list[Prompt] = []
-    if subject.part == chosen["face_part"]:
-        found += prompts.of("frontal", subject.class_noun)[: protocol["frontal_prompts"]]
-    if subject.part == chosen["clip_part"]:
-        found += prompts.of("clip", subject.class_noun)[: protocol["clip_prompts"]]
-    return found
 
 
 def _base_jobs(setting: Setting, class_noun: str) -> list[GenerationJob]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from metalora.core.contracts import Backbone, ClipScorer, FaceDetector, FaceEmbedder
+from metalora.core.contracts import AlignedFaceEmbedder, Backbone, ClipScorer, FaceDetector, FaceEmbedder
 from metalora.core.errors import UserError
 from metalora.core.memory import keep_freed_memory
 from metalora.people.augment import shapes_for
@@ -52,6 +52,10 @@ class Setting:
         """A copy with some top-level values replaced; built models are not carried over."""
         return Setting(self.values | values)
 
+    def at_benchmark(self, root: Path) -> "Setting":
+        """A copy whose benchmark lies in another folder."""
+        return self.changed(benchmark=self.values["benchmark"] | {"root": str(root)})
+
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen base model."""
@@ -72,6 +76,11 @@ class Setting:
     def embedder(self) -> FaceEmbedder:
         """The face embedder scores are computed with."""
         return _instantiate(self["scorer.embedder"])
+
+    @cached_property
+    def second_embedder(self) -> FaceEmbedder | AlignedFaceEmbedder:
+        """The other face embedder, where one is configured."""
+        return _instantiate(self["scorer.second_embedder"])
 
     @cached_property
     def clip(self) -> ClipScorer:

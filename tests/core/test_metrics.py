@@ -169,3 +169,25 @@ def test_trend_follows_a_parabola_and_survives_few_points():
 def test_relative_drop_is_table_3s():
     assert metrics.relative_drop(84.76, 75.72) == pytest.approx(-0.107, abs=5e-4)
     assert np.isnan(metrics.relative_drop(0.0, 0.1))
+
+
+def test_sign_flips_by_counting():
+    assert metrics.sign_flip_p(np.array([1.0, 1.0, 1.0])) == pytest.approx(2 / 8)
+    assert metrics.sign_flip_p(np.array([3.0, -1.0, 2.0])) == pytest.approx(4 / 8)  # sums of at least 4: +-(4, 6)
+    assert metrics.sign_flip_p(np.array([0.1, -0.1])) == 1.0
+    assert math.isnan(metrics.sign_flip_p(np.array([])))
+
+
+def test_sign_flips_drawn_at_random_agree_with_all_of_them(monkeypatch):
+    difference = np.random.default_rng(2).normal(0.4, 1.0, 14)
+    exact = metrics.sign_flip_p(difference)
+    monkeypatch.setattr(metrics, "EXACT_UP_TO", 3)
+    assert metrics.sign_flip_p(difference) == pytest.approx(exact, abs=0.01)
+    assert metrics.sign_flip_p(difference) == metrics.sign_flip_p(difference)  # seeded
+    assert 0.05 < exact < 0.95
+
+
+def test_sign_flips_are_as_often_below_a_level_as_it_says():
+    rng = np.random.default_rng(6)
+    ps = np.array([metrics.sign_flip_p(rng.normal(0, 1, 10)) for _ in range(400)])
+    assert (ps < 0.1).mean() == pytest.approx(0.1, abs=0.045)

@@ -119,7 +119,7 @@ def make_world(tmp_path: Path) -> World:
             base_model="fake@1",
             steps=3,
             guidance=3.5,
-            size=(10, 12),
+            size=(40, 36),
         )
         records.append(record)
 

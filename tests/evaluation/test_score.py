@@ -285,3 +285,67 @@ def test_a_scorers_fingerprint_is_its_content(tmp_path):
     assert scorer_fingerprint({"embedder": {"path": str(tmp_path / "a")}, "threshold": 0.8}) != print_a
     (tmp_path / "b" / "weights").write_bytes(b"other")
     assert scorer_fingerprint({"embedder": {"path": str(tmp_path / "b")}, "threshold": 0.9}) != print_a
+
+
+@pytest.mark.parametrize("place", ["face", "picture", "prompt"])
+def test_embeddings_that_are_no_numbers_are_refused_and_not_kept(scored, world, place):
+    class Broken(FakeScorer):
+        def embed(self, images, boxes):
+            return super().embed(images, boxes) * (np.nan if place == "face" else 1)
+
+        def embed_images(self, images):
+            return super().embed_images(images) * (np.nan if place == "picture" else 1)
+
+        def embed_texts(self, prompts):
+            return super().embed_texts(prompts) * (np.nan if place == "prompt" else 1)
+
+    with pytest.raises(UserError, match=r"embedding of .* is not a number; .*got NaN for .*key: scorer") as caught:
+        scored(Broken())
+    what = {"face": "the face embedding", "picture": "the CLIP embedding", "prompt": "the CLIP embedding"}[place]
+    assert what in str(caught.value)
+    assert scored(FakeScorer())["clip_t"].notna().any()  # the cache holds no NaN
+
+
+def test_numbers_that_an_older_version_kept_as_nan_are_computed_again(scored, tmp_path):
+    import pandas as pd
+
+    before = scored()
+    path = min((tmp_path / "cache").glob("faces-*/*.parquet"))
+    table = pd.read_parquet(path)
+    table["vector"] = [v * np.nan if k == 0 else v for k, v in enumerate(table["vector"])]
+    table.to_parquet(path, index=False)
+    again = FakeScorer()
+    assert scored(again).equals(before) and again.faces_asked == 1
+
+
+def test_an_image_of_another_size_than_its_line_says_is_refused(scored, world):
+    record = world.records[5]
+    paint(world.images / record.file, (9, 9, 9), size=(20, 36))
+    with pytest.raises(UserError, match=r"another size than its line .*expected height 40, width 36; got height 20"):
+        scored()
+
+
+def test_an_unreadable_image_is_one_clear_line(scored, world):
+    (world.images / world.records[5].file).write_bytes(b"no picture")
+    with pytest.raises(UserError, match="is not an image") as caught:
+        scored()
+    assert world.records[5].file in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_of_several_images_of_a_cell_the_last_counts(scored, world):
+    record = next(r for r in world.records if r.identity == "ann" and r.method == "lora" and r.prompt_id == "front-0")
+    later = dataclasses.replace(record, file="later.png")
+    paint(world.images / "later.png", (200, 3, 90))
+    write_manifest(world.images / "manifest.jsonl", [*world.records, later])
+    frame = scored()
+    rows = frame.query("identity == 'ann' and method == 'lora' and prompt_id == 'front-0'")
+    rows = rows[rows["iterations"] == record.iterations]
+    assert list(rows["file"]) == [str(world.images / "later.png")]
+
+
+def test_a_setting_that_came_later_changes_no_fingerprint_while_it_is_null(tmp_path):
+    before = {"detector": {"threshold": 0.9}, "clip": {"model": "x"}, "embedder": {"path": None}}
+    after = before | {"second_embedder": None, "clip": {"model": "x", "sha256": None}}
+    assert scorer_fingerprint(after) == scorer_fingerprint(before)
+    assert scorer_fingerprint(after | {"second_embedder": {"path": "y"}}) != scorer_fingerprint(before)
+    assert scorer_fingerprint(before | {"embedder": {}}) != scorer_fingerprint(before)

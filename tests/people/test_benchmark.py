@@ -158,7 +158,13 @@ def test_the_mini_worlds_prompts_are_written_in_its_grammar() -> None:
         ("prompts: [{id: a, kind: sideways, text: x}]", "kind sideways"),
         ("prompts: [{id: a, kind: frontal, text: 'a {name}'}]", "KeyError: 'name'"),
         ("prompts: [{id: a, kind: frontal, text: x, noun: man}]", "unknown entry noun"),
-        ("prompts: [{id: a, kind: frontal, text: x}, {id: a, kind: frontal, text: y}]", "a twice"),
+        ("prompts: [{id: a, kind: frontal, text: '{noun}'}, {id: a, kind: frontal, text: 'a {noun}'}]", "a twice"),
+        (
+            "prompts: [{id: a, kind: frontal, text: a person on a beach}]",
+            "no class in the prompt 'a person on a beach'",
+        ),
+        ("prompts: [{id: a, kind: frontal, class_noun: man, text: a mane}]", "no man in the prompt 'a mane'"),
+        ("prompts: [{id: a, kind: frontal, class_noun: cat, text: a cat}]", "class_noun cat"),
     ],
 )
 def test_a_bad_prompt_file_is_one_clear_line(tmp_path: Path, text: str, words: str) -> None:

@@ -1,5 +1,6 @@
 """open_clip models from a folder in the real layout, with their own preprocessing and tokenizer."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -141,3 +142,58 @@ def test_without_a_network_a_download_fails_at_once(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(clip.urllib.request, "urlopen", offline)
     with pytest.raises(UserError, match=r"cannot download the CLIP model ViT-B-32-quickgelu; .*got no network"):
         OpenClipScorer("ViT-B-32-quickgelu", pretrained="openai")
+
+
+def test_weights_are_held_against_their_sha256(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configured sha256 counts for any file; a download must have the one that the hub names its content after."""
+    import huggingface_hub
+
+    digest = hashlib.sha256((folder / clip.WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert OpenClipScorer(folder, sha256=digest).embed_texts(["a beach"]).shape == (1, 12)
+    with pytest.raises(UserError, match=rf"expected sha256 {'1' * 64}.*got {digest}; key: scorer\.clip\.sha256"):
+        OpenClipScorer(folder, sha256="1" * 64)
+
+    (tmp_path / "blobs").mkdir()
+    for name, content in ((digest, (folder / clip.WEIGHTS_FILE).read_bytes()), ("0" * 64, b"damaged")):
+        (tmp_path / "blobs" / name).write_bytes(content)
+        link = tmp_path / f"link-{name}"
+        link.symlink_to(tmp_path / "blobs" / name)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, link=link, **__: str(link))
+        if content == b"damaged":
+            with pytest.raises(UserError, match=f"expected sha256 {'0' * 64}"):
+                clip._published("ViT-B-32", "openai")
+        else:
+            assert clip._published("ViT-B-32", "openai")["pretrained"] == str(link)
+
+
+def test_the_published_preprocessing_and_activation_in_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's CLIP on a tiny network of the same kind: 224 px bicubic on the shorter side, centre crop, OpenAI's
+    mean and deviation, QuickGELU."""
+    import open_clip
+    from open_clip.transformer import QuickGELU
+
+    name = "tiny-for-a-test"
+    vision = {"image_size": 224, "layers": 1, "width": 16, "head_width": 8, "patch_size": 32}
+    model = MODEL | {"vision_cfg": vision, "text_cfg": MODEL["text_cfg"] | {"hf_tokenizer_name": str(folder)}}
+    (tmp_path / f"{name}.json").write_text(json.dumps(model))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    torch.manual_seed(0)
+    weights = open_clip.CLIP(**model).state_dict()
+    save_file({key: value.contiguous() for key, value in weights.items()}, tmp_path / clip.WEIGHTS_FILE)
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / clip.WEIGHTS_FILE))
+    published = clip._published("ViT-B-32-quickgelu", "openai")
+    monkeypatch.setattr(clip, "_published", lambda *_: published)
+    scorer = OpenClipScorer(name, pretrained="openai")
+    image = np.random.default_rng(0).integers(0, 255, (300, 500, 3), dtype=np.uint8)
+    picture = Image.fromarray(image).resize((373, 224), Image.Resampling.BICUBIC)
+    left = round((373 - 224) / 2)
+    pixels = np.asarray(picture.crop((left, 0, left + 224, 224)), dtype=np.float64) / 255
+    mean, deviation = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    expected = torch.from_numpy(((pixels - mean) / deviation).transpose(2, 0, 1)).float()
+    assert torch.allclose(scorer._preprocess(Image.fromarray(image)), expected, atol=1e-5)
+    assert any(isinstance(module, QuickGELU) for module in scorer._model.modules())
+    assert not any(isinstance(module, torch.nn.GELU) for module in scorer._model.modules())

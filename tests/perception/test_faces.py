@@ -76,7 +76,8 @@ def test_the_best_face_comes_first(portrait: Image.Image, detector: MtcnnDetecto
 def test_probability_counts_as_much_as_area(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = MtcnnDetector()
     boxes = np.array([[0, 0, 100, 100], [100, 0, 196, 100], [0, 100, 20, 120]])
-    monkeypatch.setattr(detector._mtcnn, "detect", lambda _: (boxes, np.array([0.91, 0.99, 0.85])))
+    found = (boxes, np.array([0.91, 0.99, 0.85]), np.zeros((3, 5, 2)))
+    monkeypatch.setattr(detector._mtcnn, "detect", lambda _, landmarks: found)
     (found,) = detector.detect([np.zeros((200, 200, 3), np.uint8)])
     assert [face.probability for face in found] == [0.99, 0.91]  # 9504 before 9100; 0.85 is below the threshold
 
@@ -98,7 +99,7 @@ def test_candidates_outside_the_picture_are_no_face_and_no_crash(monkeypatch: py
     detector = MtcnnDetector()
 
     def fail(message: str):
-        def detect(_: object) -> None:
+        def detect(_: object, *, landmarks: bool) -> None:
             raise RuntimeError(message)
 
         return detect
@@ -222,3 +223,31 @@ def test_without_a_network_facenet_says_so_at_once(tmp_path: Path, monkeypatch: 
     (tmp_path / "checkpoints" / "20180402-114759-vggface2.pt").write_bytes(b"tampered")
     with pytest.raises(UserError, match="is not the published file; expected sha256 281cebca"):
         FacenetEmbedder()
+
+
+def test_points_lie_on_the_face_in_pixels_of_the_picture(portrait: Image.Image, detector: MtcnnDetector) -> None:
+    large = np.asarray(portrait.resize((1600, 1600)))
+    for image, scale in ((np.asarray(portrait), 1.0), (large, 1600 / 512)):
+        (found,) = detector.detect([image])
+        points = np.array(found[0].points) / scale
+        assert points.shape == (5, 2)
+        expected = [[205, 102], [247, 104], [225, 129], [202, 139], [245, 142]]
+        assert np.abs(points - expected).max() < 6
+
+
+def test_facenets_pixels_in_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """160 px, and (x - 127.5) / 128 whatever the picture's own mean: what the published weights were trained on."""
+    from facenet_pytorch import InceptionResnetV1
+
+    seen: list[torch.Tensor] = []
+    model = InceptionResnetV1(pretrained=None)
+    path = tmp_path / "facenet.safetensors"
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    embedder = FacenetEmbedder(path)
+    monkeypatch.setattr(embedder, "_model", lambda batch: seen.append(batch) or torch.ones(len(batch), 512))
+    image = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    embedder.embed([image], [Box(40, 60, 200, 220)])  # 160 px: nothing to resize
+    (batch,) = seen
+    assert batch.shape == (1, 3, 160, 160)
+    expected = (torch.from_numpy(image[60:220, 40:200]).permute(2, 0, 1).float() - 127.5) / 128
+    assert torch.allclose(batch[0], expected, atol=1e-6)

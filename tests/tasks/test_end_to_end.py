@@ -185,7 +185,7 @@ def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest
     assert lora.with_name("lora-000002-bfloat16.safetensors").stat().st_size < lora.stat().st_size
     assert "Consent" in lora.with_name("README.md").read_text()
     share_it_everywhere(lora, out, prompt)
-    main(["evaluate", f"images={out / 'images'}", f"out={out}/scores"])
+    main(["evaluate", f"images={out / 'images'}", f"out={out}/scores", "allow_missing=true"])
     scores = read_scores([out / "scores" / "scores.parquet"])
     row = scores[scores["method"] == "meta_lora"].iloc[0]
     assert row["identity"] == name and abs(row["clip_t"]) < 1  # and no NaN
@@ -257,8 +257,10 @@ def test_images_of_another_program_are_scored_from_their_list_alone(outputs: Pat
     lines = [json.dumps(r | {"method": "pulid", "lora": "", "lora_sha256": ""}) for r in records]
     (foreign / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     base = next((outputs / "reproduce" / "generate").glob("base-woman-*"))
-    main(["evaluate", f"images={foreign}", f"base_images={base}", f"out={tmp_path}/foreign_scores"])
-    main(["evaluate", f"images={made}", f"base_images={base}", f"out={tmp_path}/scores"])
+    main(
+        ["evaluate", f"images={foreign}", f"base_images={base}", f"out={tmp_path}/foreign_scores", "allow_missing=true"]
+    )
+    main(["evaluate", f"images={made}", f"base_images={base}", f"out={tmp_path}/scores", "allow_missing=true"])
     columns = ["identity", "prompt_id", "iterations", "seed", "clip_t", "clip_i", "face_sim", "r_face_sim"]
     one, other = (read_scores([tmp_path / name / "scores.parquet"]) for name in ("foreign_scores", "scores"))
     one, other = one[one["method"] == "pulid"], other[other["method"] == "lora"]

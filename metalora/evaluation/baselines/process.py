@@ -1,0 +1,137 @@
+"""The runner's side of the protocol, run by the interpreter of the method's own environment: standard library alone.
+
+`PYTHON -m metalora.evaluation.baselines.RUNNER REQUEST.json`, where the request names the jobs (JSONL), the folder for
+images/ and manifest.jsonl, and the settings. A line `progress DONE TOTAL` on standard output follows every image. Exit
+status 0: all images are there; `SKIPPED`: code or weights are missing, and the last line `skipped: WHY` says which.
+What is there already, with its line, is not drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SKIPPED = 75
+"""Exit status: not a failure, it cannot be run here (EX_TEMPFAIL)."""
+
+
+class Missing(Exception):  # noqa: N818  (a reason, not a fault)
+    """Code or weights that the method needs are not there."""
+
+
+def needed(path: Any, what: str) -> Path:
+    """A file or folder that has to be there.
+
+    Raises:
+        Missing: it was not given, or is not there.
+    """
+    if not path:
+        raise Missing(f"{what}: no path was given")
+    if not Path(path).exists():
+        raise Missing(f"{what}: there is no {path}")
+    return Path(path)
+
+
+def digest(*paths: Path) -> str:
+    """sha256 over weights: of the file when it is one, else over all files' own."""
+    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    each = []
+    for file in files:
+        found = hashlib.sha256()
+        with file.open("rb") as content:
+            for block in iter(lambda content=content: content.read(1 << 22), b""):
+                found.update(block)
+        each.append(found.hexdigest())
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]]) -> int:
+    """Read the request, build the method, draw every job that is not there yet.
+
+    Args:
+        build: settings to a function from a job to a PIL image and what belongs into its line beside the job; it raises
+            ValueError for a job that the method cannot draw, such as one whose photo it finds no face in.
+    """
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    jobs = [json.loads(line) for line in Path(request["jobs"]).read_text(encoding="utf-8").splitlines() if line]
+    out = Path(request["out"])
+    manifest = out / "manifest.jsonl"
+    there = _lines(manifest, out)
+    todo = [job for job in jobs if job["file"] not in there]
+    print("progress", len(jobs) - len(todo), len(jobs), flush=True)
+    if not todo:
+        return 0
+    try:
+        draw = build(request["settings"])
+    except (ImportError, Missing) as error:
+        print(f"skipped: {' '.join(str(error).split())}", flush=True)
+        return SKIPPED
+    failed: list[str] = []
+    out.mkdir(parents=True, exist_ok=True)
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in there.values()), encoding="utf-8")
+    with manifest.open("a", encoding="utf-8") as lines:
+        for done, job in enumerate(todo, start=len(jobs) - len(todo) + 1):
+            _reset_peak()
+            started = time.perf_counter()
+            try:
+                image, facts = draw(job)
+            except ValueError as error:
+                failed.append(f"{job['file']}: {error}")
+                continue
+            seconds = round(time.perf_counter() - started, 3)
+            _save(image, out / job["file"])
+            cost = {"seconds": seconds, "peak_memory_mb": _peak_mb(), "size": [image.height, image.width]}
+            line = {**job, **facts, **cost}
+            line["method"] = job["method"] or request["method"]  # the untouched base keeps its name
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+            print("progress", done, len(jobs), flush=True)
+    for line in failed:
+        print(line, file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} images cannot be drawn, first {failed[0]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _lines(manifest: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """The lines of an earlier run whose image is there; its last line may have been cut."""
+    found = {}
+    if manifest.is_file():
+        for text in manifest.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if (out / line["file"]).is_file():
+                found[line["file"]] = line
+    return found
+
+
+def _save(image: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    image.save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def _reset_peak() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_mb() -> int:
+    """Of the GPU where there is one, else of the process since it began."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / (1 << 20))
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

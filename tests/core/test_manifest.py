@@ -1,0 +1,86 @@
+"""The list of images: old ones stay readable, others' may leave out what has a default, wrong ones are told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metalora.core.contracts import GeneratedImage
+from metalora.core.errors import UserError
+from metalora.core.manifest import read_lines, read_manifest, write_manifest
+
+FIRST_VERSION = (
+    '{"file": "images/a/lora-r1-000250/frontal-01-0.png", "method": "lora", "identity": "a", "class_noun": "man", '
+    '"prompt_id": "frontal-01", "prompt": "a photo of a man", "seed": 0, "rank": 1, "iterations": 250, "lora": "x", '
+    '"lora_sha256": "e4ff", "base_model": "mini@170e", "steps": 10, "guidance": 3.5, "size": [64, 48]}'
+)
+"""A line as version 0.1.0 wrote it first."""
+LEAST = {
+    "file": "a.png",
+    "method": "mine",
+    "identity": "a",
+    "prompt_id": "frontal-01",
+    "seed": 3,
+    "base_model": "sdxl",
+    "steps": 30,
+    "guidance": 5,
+    "size": [1024, 1024],
+}
+
+
+def written(folder: Path, *lines: str | dict) -> Path:
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / "manifest.jsonl").write_text("\n".join(text) + "\n")
+    return folder
+
+
+def test_a_line_of_the_first_version_is_read(tmp_path: Path) -> None:
+    (image,) = read_manifest(written(tmp_path, FIRST_VERSION))
+    assert (image.size, image.iterations, image.lora_sha256) == ((64, 48), 250, "e4ff")
+    assert (image.reference, image.seconds, image.peak_memory_mb, image.benchmark) == ("", None, None, "")
+
+
+def test_another_programs_line_may_be_short_and_may_say_more(tmp_path: Path) -> None:
+    (image,) = read_manifest(written(tmp_path, LEAST | {"reference_sha256": "ab", "seconds": 3, "sampler": "euler"}))
+    assert (image.class_noun, image.prompt, image.rank, image.lora) == ("", "", 0, "")
+    assert (image.reference_sha256, image.seconds, image.guidance) == ("ab", 3, 5)
+
+
+def test_what_is_written_is_read_back_and_costs_do_not_make_another_image(tmp_path: Path) -> None:
+    image = GeneratedImage(**(LEAST | {"size": (8, 8), "seconds": 1.5, "peak_memory_mb": 20}))
+    write_manifest(tmp_path / "manifest.jsonl", [image])
+    (back,) = read_manifest(tmp_path)
+    assert back == image and (back.seconds, back.peak_memory_mb) == (1.5, 20)
+    assert back == GeneratedImage(**(LEAST | {"size": (8, 8)}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"seed": "3"}, "seed is '3' in line 2"),
+        ({"seed": True}, "seed is True"),
+        ({"steps": 1.5}, "steps is 1.5"),
+        ({"identity": None}, "identity is None"),
+        ({"guidance": "high"}, "guidance is 'high'"),
+        ({"size": 64}, "in line 2"),
+        ({"size": [64]}, "in line 2"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_line(tmp_path: Path, wrong: dict, told: str) -> None:
+    with pytest.raises(UserError, match="a line of the list of images cannot be read") as caught:
+        read_manifest(written(tmp_path, LEAST, LEAST | wrong))
+    assert told in str(caught.value)
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    for name in LEAST:
+        with pytest.raises(UserError, match=name):
+            read_manifest(written(tmp_path, {key: value for key, value in LEAST.items() if key != name}))
+    with pytest.raises(UserError, match="list instead of an object in line 1"):
+        read_manifest(written(tmp_path, "[1]"))
+
+
+def test_every_line_is_there_for_those_who_count_them(tmp_path: Path) -> None:
+    folder = written(tmp_path, LEAST, LEAST | {"seed": 4}, LEAST | {"file": "b.png"})
+    assert [image.seed for image in read_lines(folder)] == [3, 4, 3]
+    assert [(image.file, image.seed) for image in read_manifest(folder)] == [("a.png", 4), ("b.png", 3)]

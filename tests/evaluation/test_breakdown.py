@@ -1,0 +1,158 @@
+"""What a table says of methods: kinds of prompts apart, seeds, a second embedder, classes, paired tests; by hand."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_world import PROMPTS, FakeScorer, World, make_world, paint
+from test_score import cosine, vector
+
+from metalora.core.manifest import write_manifest
+from metalora.evaluation.breakdown import as_json, paired_tests, standings
+from metalora.evaluation.curves import CellKey
+from metalora.evaluation.score import read_scores, score_images, write_scores
+from metalora.reporting.standings import tables_of
+from metalora.reporting.tables import as_text
+
+KINDS = {"front-0": "frontal", "front-1": "frontal", "style-0": "stylized", "style-1": "stylized"}
+KINDS |= {"style-2": "recontextualized"}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
+
+
+def scored(world: World, *, second: FakeScorer | None = None) -> pd.DataFrame:
+    scorers = FakeScorer().scorers()
+    if second is not None:
+        scorers = dataclasses.replace(scorers, second=lambda: second, second_fingerprint="other" * 8)
+    return score_images(
+        [world.images],
+        world.subjects,
+        face_prompts=PROMPTS["unsplash"],
+        clip_prompts=PROMPTS["ffhq"],
+        scorers=scorers,
+        cache=world.images / "cache",
+        kinds=KINDS,
+    )
+
+
+def of(frame: pd.DataFrame, key: CellKey, class_noun: str) -> dict:
+    (found,) = [s for s in standings(frame) if s.key == key and s.class_noun == class_noun]
+    return {name: interval.mean for name, interval in found.scores.items()}
+
+
+def test_scenes_and_styles_stand_apart(world: World) -> None:
+    frame = scored(world)
+    found = of(frame, CellKey("lora", 1, 625), "woman")
+    rows = frame.query("identity == 'eve' and method == 'lora' and iterations == 625").set_index("prompt_id")["clip_t"]
+    assert found["clip_t_stylized"] == pytest.approx(rows[["style-0", "style-1"]].mean())
+    assert found["clip_t_recontextualized"] == pytest.approx(rows["style-2"])
+    assert found["clip_t"] == pytest.approx(rows.mean())
+    assert found["clip_t_stylized"] != pytest.approx(found["clip_t_recontextualized"])
+
+
+def test_classes_weigh_the_same_in_the_average_and_people_in_both(world: World) -> None:
+    subjects = [s for s in world.subjects if s.identity != "bea"]  # one woman with a face score, two men
+    records = [r for r in world.records if r.identity != "bea"]
+    write_manifest(world.images / "manifest.jsonl", records)
+    frame = scored(dataclasses.replace(world, subjects=tuple(subjects)))
+    key = CellKey("meta_lora", 1, 375)
+    woman, man, both, average = (of(frame, key, noun)["r_face_sim"] for noun in ("woman", "man", "both", "average"))
+    assert average == pytest.approx((woman + man) / 2)
+    assert both == pytest.approx((woman + 2 * man) / 3)
+    assert average != pytest.approx(both)
+
+
+def test_seed_diversity_by_hand(world: World) -> None:
+    assert scored(world)["seed_diversity"].isna().all()  # one seed says nothing
+    records, rng = list(world.records), np.random.default_rng(4)
+    for record in world.records:
+        if (record.identity, record.method, record.iterations) == ("eve", "lora", 375):
+            for seed in (1, 2):
+                file = record.file.replace("-0.png", f"-{seed}.png")
+                paint(world.images / file, tuple(int(c) for c in rng.integers(1, 255, 3)))
+                records.append(dataclasses.replace(record, file=file, seed=seed))
+    write_manifest(world.images / "manifest.jsonl", records)
+    frame = scored(world)
+    rows = frame.query("identity == 'eve' and method == 'lora' and iterations == 375 and prompt_id == 'style-1'")
+    colours = [vector(file) for file in rows["file"]]
+    assert len(colours) == 3
+    pairs = [1 - cosine(a, b) for a, b in itertools.combinations(colours, 2)]
+    assert rows["seed_diversity"].mean() == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert frame[frame["identity"] != "eve"]["seed_diversity"].isna().all()
+    assert of(frame, CellKey("lora", 1, 375), "woman")["seed_diversity"] > 0
+
+
+def test_a_second_embedder_has_columns_of_its_own_and_changes_nothing_else(world: World) -> None:
+    class Squared(FakeScorer):
+        def embed(self, images, boxes):
+            return self._colours([(image.astype(float) ** 2).astype(np.float32) for image in images])
+
+    plain, both = scored(world), scored(world, second=Squared())
+    pd.testing.assert_frame_equal(both[plain.columns], plain)
+    row = both.query("identity == 'bea' and method == 'meta_lora' and iterations == 625").iloc[0]
+    bea = next(s for s in world.subjects if s.identity == "bea")
+    expected = np.mean([cosine(vector(row["file"]) ** 2, vector(path) ** 2) for path in bea.test_photos])
+    assert row["r_face_sim_second"] == pytest.approx(expected, abs=1e-6)
+    photo = both.query("identity == 'bea' and method == 'photo_reference'").iloc[0]
+    expected = np.mean([cosine(vector(bea.reference) ** 2, vector(path) ** 2) for path in bea.test_photos])
+    assert photo["r_face_sim_second"] == pytest.approx(expected, abs=1e-6)
+    key = CellKey("meta_lora", 1, 625)
+    assert of(both, key, "woman")["r_face_sim_second"] != pytest.approx(of(both, key, "woman")["r_face_sim"])
+    assert np.isnan(of(plain, key, "woman")["r_face_sim_second"])
+
+
+def test_paired_tests_find_what_differs_and_only_that() -> None:
+    rng, rows = np.random.default_rng(0), []
+    for noun, k in itertools.product(("man", "woman"), range(10)):
+        level = rng.normal(0.5, 0.2)
+        for method, gain in (("a", 0.0), ("b", 0.05), ("c", 0.0)):
+            value = level + gain + rng.normal(0, 0.01)
+            rows.append(
+                {
+                    "method": method,
+                    "rank": 0,
+                    "iterations": 0,
+                    "identity": f"{noun}{k}",
+                    "class_noun": noun,
+                    "prompt_id": "p",
+                    "seed": 0,
+                    "file": f"{method}{noun}{k}",
+                    "face_found": 1.0,
+                    "face_sim": value,
+                    "r_face_sim": value,
+                    "clip_t": np.nan,
+                    "clip_i": np.nan,
+                    "test_photos": 3,
+                    "reference_faces": 1,
+                }
+            )
+    found = {(t.a.method, t.b.method): t for t in paired_tests(pd.DataFrame(rows)) if t.measure == "r_face_sim"}
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert found["a", "b"].p < 0.001 and found["a", "b"].difference.high < -0.03 and found["a", "b"].people == 20
+    assert found["a", "c"].p > 0.05 and found["a", "c"].difference.low < 0 < found["a", "c"].difference.high
+
+
+def test_tables_and_json_are_of_the_same_numbers_also_for_old_tables(world: World) -> None:
+    frame = scored(world)
+    summary = as_json(frame)
+    wanted = ("lora", 375, "man")
+    entry = next(s for s in summary["standings"] if (s["method"], s["iterations"], s["class"]) == wanted)
+    assert entry["r_face_sim"]["mean"] == pytest.approx(
+        of(frame, CellKey("lora", 1, 375), "man")["r_face_sim"], abs=1e-5
+    )
+    assert entry["face_found"]["mean"] == pytest.approx(0.75) and entry["people"] == 3  # one of cid's four was missed
+    assert summary["bounds"]["both"]["photos_without_a_found_face"] == 1
+    text = "\n".join(as_text(table) for table in tables_of(summary))
+    assert f"{100 * entry['r_face_sim']['mean']:.1f} [" in text and "strangers" in text
+    assert "LoRA r1 625 minus LoRA+aug r1 625" in text and "LoRA r1 375 minus" not in text  # the rest is in the file
+    assert len([t for t in summary["paired_tests"] if t["measure"] == "r_face_sim"]) == 15
+    write_scores(world.images / "old.parquet", frame.drop(columns=["kind", "seed_diversity"]))
+    old = as_json(read_scores([world.images / "old.parquet"]))
+    for before, after in zip(summary["standings"], old["standings"], strict=True):
+        assert after["r_face_sim"] == before["r_face_sim"] and after["clip_t_stylized"] is None

@@ -91,7 +91,7 @@ def _standing(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> Stand
         return None
     people = sorted(rows["identity"].unique())
     measured = {m.name: metrics.bootstrap(_people(rows, m, among=people)) for m in MEASURES}
-    return Standing(key, class_noun, measured, images=rows["file"].nunique(), people=len(people))
+    return Standing(key, class_noun, measured, images=len(set(rows["file"])), people=len(people))
 
 
 def _average(key: CellKey, classes: Sequence[Standing], *, both: Standing) -> Standing:
@@ -111,7 +111,7 @@ def _average(key: CellKey, classes: Sequence[Standing], *, both: Standing) -> St
 def _people(rows: "pd.DataFrame", measure: Measure, *, among: Sequence[str]) -> np.ndarray:
     """The mean of every person, NaN where the table does not have the measure."""
     if measure.kind:
-        rows = rows[rows["kind"] == measure.kind] if "kind" in rows else rows.iloc[:0]
+        rows = rows.loc[rows["kind"] == measure.kind] if "kind" in rows else rows.iloc[:0]
     if measure.suffix:
         if measure.metric + measure.suffix not in rows:
             return np.full(len(among), np.nan)

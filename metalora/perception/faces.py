@@ -134,7 +134,7 @@ class MiniFaceEmbedder:
                 key=_KEY,
             ) from None
         _load_into(model, _load_weights(folder / "model.safetensors"), source=folder)
-        self._model = model.eval().requires_grad_(False).to(device)
+        self.network = model.eval().requires_grad_(False).to(device)
         self._device, self._batch_size = device, batch_size
 
     def embed(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> Tensor:
@@ -143,7 +143,7 @@ class MiniFaceEmbedder:
             torch.from_numpy(square_crop(image, box, margin=self.margin, size=FACE_SIZE)).permute(2, 0, 1) / 127.5 - 1
             for image, box in zip(images, boxes, strict=True)
         ]
-        return _embed(self._model, crops, dimension=self.dimension, batch_size=self._batch_size, device=self._device)
+        return _embed(self.network, crops, dimension=self.dimension, batch_size=self._batch_size, device=self._device)
 
 
 def square_crop(image: np.ndarray, box: Box, *, margin: float, size: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from metalora.core import metrics
 from metalora.core.atomic import atomic_path
 from metalora.core.contracts import GeneratedImage
+from metalora.core.copy_paste import copy_paste
 from metalora.core.errors import UserError
 from metalora.core.manifest import FILE_NAME, read_manifest
 from metalora.evaluation.embeddings import Embeddings, Picture, Progress, Scorers
@@ -86,7 +87,7 @@ def score_images(
 
     Returns:
         One row per image and identity. Scores are cosines, NaN where they are not measured; face_found is 1, 0 or NaN;
-        face_sim and r_face_sim are NaN where no face was found. test_photos counts the photos R-FaceSim averages over,
+        face_sim, r_face_sim and copy_paste are NaN where no face was found. test_photos counts the photos R-FaceSim averages over,
         test_photos_missed those left out because no face was found in them; reference_faces is 1 where FaceSim has the
         reference's face to compare with, else 0.
 
@@ -197,6 +198,7 @@ def _row(record: GeneratedImage, path: Path, subject: Subject) -> dict[str, Any]
         "face_found": np.nan,
         "face_sim": np.nan,
         "r_face_sim": np.nan,
+        "copy_paste": np.nan,
         "test_photos": 0,
         "test_photos_missed": 0,
         "reference_faces": 0,
@@ -314,11 +316,12 @@ def _add_faces(
 def face_scores(
     face: np.ndarray | None, *, reference: np.ndarray | None, tests: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """FaceSim, R-FaceSim and whether there was a face, for one picture of one identity."""
+    """FaceSim, R-FaceSim, copy-paste score and whether there was a face, for one picture of one identity."""
     scores = {
         "face_found": float(face is not None),
         "face_sim": np.nan,
         "r_face_sim": np.nan,
+        "copy_paste": np.nan,
         "test_photos": len(tests),
         "reference_faces": int(reference is not None),
     }
@@ -327,7 +330,11 @@ def face_scores(
         if reference is not None:
             scores["face_sim"] = float(metrics.cosine(face_1D, torch.from_numpy(reference)[None]))
         if tests:
-            scores["r_face_sim"] = float(metrics.r_face_sim(face_1D, torch.from_numpy(np.stack(tests))))
+            tests_TD = torch.from_numpy(np.stack(tests))
+            scores["r_face_sim"] = float(metrics.r_face_sim(face_1D, tests_TD))
+            if reference is not None:
+                photo_D = torch.from_numpy(reference)
+                scores["copy_paste"] = float(copy_paste(face_1D, reference_D=photo_D, test_photos_TD=tests_TD))
     return scores
 
 

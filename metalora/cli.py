@@ -14,6 +14,7 @@ from metalora.configuration import PACKAGE, conf_dir, general_help, task_help, t
 EXIT_BAD_INPUT = 2
 PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
+FREE_TEXT |= {"ip_adapter.adapter", "ip_adapter.face"}
 FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root", "init_image", "mask", "samples", "push"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
 

@@ -145,7 +145,7 @@ def save_face_adapter(path: Path, adapter: FaceAdapter, *, metadata: Mapping[str
     write_tensors(path, tensors, metadata=header)
 
 
-def load_face_adapter(path: Path, *, backbone_fingerprint: str, key: str = "rival.adapter") -> FaceAdapter:
+def load_face_adapter(path: Path, *, backbone_fingerprint: str, key: str = "ip_adapter.adapter") -> FaceAdapter:
     """Read an adapter, in float32.
 
     Raises:

@@ -46,6 +46,8 @@ class GenerationJob:
     prompt_id: str
     prompt: str
     seed: int
+    digest: str = ""
+    """sha256 of what a method without LoRAs draws the person with; part of what the image depends on."""
 
 
 def image_noise(*, seed: int, prompt_id: str) -> torch.Generator:
@@ -148,7 +150,7 @@ def _records(backbone: Backbone, jobs: Sequence[GenerationJob], sampling: _Sampl
             rank=job.rank,
             iterations=job.iterations,
             lora="" if job.lora is None else str(job.lora),
-            lora_sha256="" if job.lora is None else digests[job.lora],
+            lora_sha256=job.digest if job.lora is None else digests[job.lora],
             base_model=f"{backbone.name}@{backbone.fingerprint[:16]}",
             steps=sampling.steps,
             guidance=sampling.guidance,

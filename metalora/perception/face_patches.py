@@ -49,7 +49,9 @@ class MiniFacePatches:
             torch.from_numpy(square_crop(image, box, margin=margin, size=FACE_SIZE)).permute(2, 0, 1) / 127.5 - 1
             for image, box in zip(images, boxes, strict=True)
         ]
-        seen = [_look(network, torch.stack(crops[k : k + self._batch_size])) for k in range(0, len(crops), self._batch_size)]
+        seen = [
+            _look(network, torch.stack(crops[k : k + self._batch_size])) for k in range(0, len(crops), self._batch_size)
+        ]
         return SeenFaces(torch.cat([e for e, _ in seen]), torch.cat([p for _, p in seen]))
 
 

@@ -54,11 +54,14 @@ def score_rival(setting: Setting, method: str, class_noun: str, *, progress: Pro
     subjects = subjects_of(setting, class_noun)
     texts = embedded_prompts(
         setting,
-        {p.text for subject in subjects for p in prompts_of(setting, subject)} | {CAPTION.format(class_noun=class_noun)},
+        {p.text for subject in subjects for p in prompts_of(setting, subject)}
+        | {CAPTION.format(class_noun=class_noun)},
     )
     rival = RIVALS[method](setting, texts)
     learned = learn(setting, rival, subjects=subjects, class_noun=class_noun, progress=progress)
-    images = draw(setting, rival, subjects=subjects, learned=learned, class_noun=class_noun, texts=texts, progress=progress)
+    images = draw(
+        setting, rival, subjects=subjects, learned=learned, class_noun=class_noun, texts=texts, progress=progress
+    )
     base = generate(setting, jobs=base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
     return evaluate(
         setting,
@@ -69,9 +72,7 @@ def score_rival(setting: Setting, method: str, class_noun: str, *, progress: Pro
     )
 
 
-def learn(
-    setting: Setting, rival: Rival, *, subjects: Sequence[Subject], class_noun: str, progress: Progress
-) -> Path:
+def learn(setting: Setting, rival: Rival, *, subjects: Sequence[Subject], class_noun: str, progress: Progress) -> Path:
     """Everybody's file; returns the folder they are in. Whoever has one there is not learned again."""
     config = {
         "task": "rival",
@@ -142,7 +143,9 @@ def draw(
         "encoders": [setting.backbone.text_fingerprint, setting.backbone.encoder_fingerprint],
         "sampling": {key: value for key, value in sampling.items() if key != "batch_size"},
         "settings": dict(rival.settings()),
-        "jobs": [(job.identity, job.method, job.prompt_id, job.prompt, job.seed) for own in jobs.values() for job in own],
+        "jobs": [
+            (job.identity, job.method, job.prompt_id, job.prompt, job.seed) for own in jobs.values() for job in own
+        ],
     }
     label = f"{rival.name}-{class_noun}"
     artifact = Artifact(setting.folder("generate", label, Artifact(Path(), config, digests).hash), config, digests)
@@ -221,7 +224,5 @@ def _listed(setting: Setting, key: str, known: Sequence[str]) -> list[str]:
     given = setting[key]
     found = given if isinstance(given, list) else [given]
     if strange := [name for name in found if name not in known]:
-        raise UserError(
-            f"unknown in {key}", expected=", ".join(known), got=", ".join(map(str, strange)), key=key
-        )
+        raise UserError(f"unknown in {key}", expected=", ".join(known), got=", ".join(map(str, strange)), key=key)
     return found

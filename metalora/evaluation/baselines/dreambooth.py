@@ -100,7 +100,7 @@ class DreamBooth:
         with _own_weights(backbone.denoiser) as before:
             parameters = [p.requires_grad_(True) for p in backbone.denoiser.parameters()]
             optimizer = torch.optim.AdamW(
-                parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, eps=1e-6
+                parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, eps=1e-6, fused=True
             )
             for iteration in range(recipe.iterations):
                 loss = self._loss(collate(sampler.samples(iteration), iteration))

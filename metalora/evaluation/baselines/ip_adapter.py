@@ -71,7 +71,11 @@ class IpAdapter:
             write_tensors(
                 file_of(out, sitter.identity),
                 {"embedding": seen.embedding_BE, "patches": seen.patches_BPF.contiguous()},
-                metadata={"format": FORMAT, "identity": sitter.identity, **{k: str(v) for k, v in self.settings().items()}},
+                metadata={
+                    "format": FORMAT,
+                    "identity": sitter.identity,
+                    **{k: str(v) for k, v in self.settings().items()},
+                },
             )
             progress(done, len(sitters))
 

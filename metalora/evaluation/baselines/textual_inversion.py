@@ -56,9 +56,15 @@ class Words:
     """
 
     def __init__(self, backbone: DiffusersBackbone, *, words: int, noun: str) -> None:
-        if backbone.family.component != "transformer" or getattr(backbone.family.pipeline, "__name__", "") != "FluxPipeline":
+        if (
+            backbone.family.component != "transformer"
+            or getattr(backbone.family.pipeline, "__name__", "") != "FluxPipeline"
+        ):
             raise UserError(
-                "textual inversion is here for FLUX alone", expected="backbone=mini or flux_dev", got=backbone.name, key="backbone"
+                "textual inversion is here for FLUX alone",
+                expected="backbone=mini or flux_dev",
+                got=backbone.name,
+                key="backbone",
             )
         self._backbone, self._pipe = backbone, backbone.pipeline(text=True)
         self.names = [f"<person{number}>" for number in range(words)]
@@ -99,7 +105,12 @@ class TextualInversion:
     name = "textual_inversion"
 
     def __init__(
-        self, backbone: DiffusersBackbone, *, recipe: TextualInversionRecipe, texts: Mapping[str, TextEmbedding], seed: int
+        self,
+        backbone: DiffusersBackbone,
+        *,
+        recipe: TextualInversionRecipe,
+        texts: Mapping[str, TextEmbedding],
+        seed: int,
     ) -> None:
         self._backbone, self._recipe, self._texts, self._seed = backbone, recipe, texts, seed
         self.iterations, self.crops = recipe.iterations, recipe.crops
@@ -180,9 +191,7 @@ class TextualInversion:
         for name, rows_KD in words.rows.items():
             rows_KD.copy_(tensors[name])
         # one by one, as the base's prompts are embedded: no other prompt of a run can change an embedding's last bits
-        return {
-            prompt: words.embed([with_word(prompt, noun=class_noun, word=words.names[0])]) for prompt in prompts
-        }
+        return {prompt: words.embed([with_word(prompt, noun=class_noun, word=words.names[0])]) for prompt in prompts}
 
 
 def _embedding(encoder: nn.Module) -> nn.Embedding:

@@ -99,7 +99,14 @@ class Worker:
     """One of the training's processes: adds its part of the gradient, updates its share of the parameters."""
 
     def __init__(
-        self, rank: int, *, state: Mapping[str, Tensor], data: RivalData, recipe: RivalRecipe, weights: Path, barrier: Any
+        self,
+        rank: int,
+        *,
+        state: Mapping[str, Tensor],
+        data: RivalData,
+        recipe: RivalRecipe,
+        weights: Path,
+        barrier: Any,
     ) -> None:
         torch.set_num_threads(1)
         self.rank, self.state, self.data, self.recipe, self.barrier = rank, state, data, recipe, barrier
@@ -253,7 +260,14 @@ def train_rival(
 
 
 def export_rival(
-    folder: Path, *, recipe: RivalRecipe, state: Path, data: RivalData, trained: Mapping[str, Any], weights: Path, command: str
+    folder: Path,
+    *,
+    recipe: RivalRecipe,
+    state: Path,
+    data: RivalData,
+    trained: Mapping[str, Any],
+    weights: Path,
+    command: str,
 ) -> Path:
     """Write the trained adapter (bf16) with a provenance.json beside it."""
     adapter = fresh_adapter(recipe, _frozen(weights)[0], data)

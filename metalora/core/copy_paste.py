@@ -18,8 +18,8 @@ _SAME = 1e-6
 def copy_paste(generated_ND: Tensor, *, reference_D: Tensor, test_photos_TD: Tensor) -> Tensor:
     """Copy-paste score of each generated face in [-1, 1], [N] in float64.
 
-    By angles between embeddings, as Xu et al. 2025 (WithAnyone) normalise them: for each test photo the generated face's
-    angle to it minus its angle to the reference, over the angle between the two photos, averaged over test photos.
+    By angles between embeddings, as Xu et al. 2025 (WithAnyone) normalise them: for each test photo the generated
+    face's angle to it minus its angle to the reference, over the angle between the two photos; the mean over them.
     1: the reference itself. 0: as far from the one as from the others. -1: the other photos themselves. The triangle
     inequality keeps it in between.
 

@@ -87,9 +87,9 @@ def score_images(
 
     Returns:
         One row per image and identity. Scores are cosines, NaN where they are not measured; face_found is 1, 0 or NaN;
-        face_sim, r_face_sim and copy_paste are NaN where no face was found. test_photos counts the photos R-FaceSim averages over,
-        test_photos_missed those left out because no face was found in them; reference_faces is 1 where FaceSim has the
-        reference's face to compare with, else 0.
+        face_sim, r_face_sim and copy_paste are NaN where no face was found. test_photos counts the photos R-FaceSim
+        averages over, test_photos_missed those left out because no face was found in them; reference_faces is 1 where
+        FaceSim has the reference's face to compare with, else 0.
 
     Raises:
         UserError: an image of nobody in the benchmark, one whose file is gone, or none of a prompt that is scored.

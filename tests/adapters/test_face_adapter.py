@@ -1,4 +1,4 @@
-"""A face adapter in a FLUX transformer: silent when fresh or at scale 0, gone when detached, refused where it does not fit."""
+"""A face adapter in a FLUX transformer: silent when fresh or at scale 0, gone when detached, refused elsewhere."""
 
 from pathlib import Path
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
+from metalora.adapters.artifacts import file_sha256
 from metalora.adapters.face_adapter import FaceAdapter, FaceAdapterShape, save_face_adapter
 from metalora.backbones.fingerprint import fingerprint
 from metalora.cli import main
-from metalora.adapters.artifacts import file_sha256
 from metalora.core.manifest import read_manifest
 from metalora.core.noise import generator
 from metalora.evaluation.score import read_scores

@@ -85,7 +85,8 @@ def reference_boxes(photos: list[Photo], *, seed: int) -> list[Box]:
     for photo, (x0, y0, x1, y1) in zip(photos, boxes_N4, strict=True):
         rng = generator(seed, "box", photo.person.key, photo.name)
         side = max(x1 - x0, y1 - y0)
-        dx, dy, grown = (rng.uniform(-_STRAY, _STRAY, 3) + (0, -_RAISED, _GROWN)) * (side, side, side / 2)
+        dx, dy, grown = rng.uniform(-_STRAY, _STRAY, 3) * side
+        dy, grown = dy - _RAISED * side, (grown + _GROWN * side) / 2
         found.append(Box(x0 + dx - grown, y0 + dy - grown, x1 + dx + grown, y1 + dy + grown))
     return found
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -109,16 +110,16 @@ class FaceRoute:
                 for block, cross in zip(blocks, adapter.blocks, strict=True)
             ]
 
-    def _hook(self, cross: nn.Module) -> Callable[..., object]:
+    def _hook(self, cross: nn.Module) -> Callable[..., Any]:
         def added(hidden_BNW: Tensor) -> Tensor:
             return self._scale * cross(hidden_BNW, self._tokens.expand(len(hidden_BNW), -1, -1))
 
-        def after(module: nn.Module, given: tuple[()], named: dict[str, Tensor], made: object) -> object:
+        def after(module: nn.Module, given: tuple[()], named: dict[str, Tensor], made: Any) -> Any:
             hidden = named["hidden_states"]
             if isinstance(made, tuple):  # a double block: image and text apart
                 self._text = made[1].shape[1]
                 return made[0] + added(hidden), *made[1:]
-            assert isinstance(made, Tensor)  # a single block: text first, then the image
+            # a single block: text first, then the image
             return torch.cat([made[:, : self._text], made[:, self._text :] + added(hidden[:, self._text :])], dim=1)
 
         return after

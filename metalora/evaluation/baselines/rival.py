@@ -30,8 +30,11 @@ class Rival(Protocol):
     """The method's word in manifests, scores and tables."""
     iterations: int
     """Training steps per person; 0 for a tuning-free one."""
-    crops: bool | None
-    """Whether it trains on App. D's crops or on the whole photo; None: it trains nothing."""
+
+    @property
+    def crops(self) -> bool | None:
+        """Whether it trains on App. D's crops or on the whole photo; None: it trains nothing."""
+        ...
 
     def settings(self) -> Mapping[str, Any]:
         """Everything that a person's file depends on beside base, photo and seed."""

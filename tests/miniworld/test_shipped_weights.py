@@ -10,11 +10,16 @@ WEIGHTS = Path(metalora.__file__).parent / "miniworld" / "weights"
 
 
 def test_every_model_is_the_one_whose_making_is_told() -> None:
-    told = json.loads((WEIGHTS / "provenance.json").read_text())["sha256"]
+    told = {
+        (path.parent / name).relative_to(WEIGHTS).as_posix(): digest
+        for path in WEIGHTS.rglob("provenance.json")
+        for name, digest in json.loads(path.read_text())["sha256"].items()
+    }
     assert any(name.startswith("flux/transformer/") for name in told)
+    assert "ip_adapter/model.safetensors" in told
     for name, digest in told.items():
         assert hashlib.sha256((WEIGHTS / name).read_bytes()).hexdigest() == digest, name
-    assert {str(path.relative_to(WEIGHTS)) for path in WEIGHTS.rglob("*.safetensors")} <= set(told)
+    assert {path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*.safetensors")} <= set(told)
 
 
 def test_all_of_it_is_20_mb_at_most() -> None:

@@ -59,7 +59,7 @@ class RivalRecipe:
     seed: int = 21
 
 
-RIVAL = RivalRecipe(plan=Plan(steps=3900, checkpoint_seconds=60.0))
+RIVAL = RivalRecipe(plan=Plan(steps=3200, checkpoint_seconds=60.0))
 
 
 def fresh_adapter(recipe: RivalRecipe, transformer: FluxTransformer2DModel, data: RivalData) -> FaceAdapter:

@@ -23,11 +23,12 @@ from metalora.people.photos import load_photo
 if TYPE_CHECKING:
     import pandas as pd
 
-ORDER = (BASE, "textual_inversion", "dreambooth", "lora", "lora_aug", "meta_lora", "ip_adapter")
+ORDER = (BASE, "textual_inversion", "lora", "lora_aug", "dreambooth", "dreambooth_aug", "meta_lora", "ip_adapter")
 NAMES = {
     BASE: "untouched base",
     "textual_inversion": "textual inversion",
     "dreambooth": "DreamBooth",
+    "dreambooth_aug": "DreamBooth+aug",
     "lora": "LoRA",
     "lora_aug": "LoRA+aug",
     "meta_lora": "Meta-LoRA",

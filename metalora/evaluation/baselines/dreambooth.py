@@ -59,8 +59,6 @@ class DreamBooth:
         texts: caption to its embedding, a single row.
     """
 
-    name = "dreambooth"
-
     def __init__(
         self,
         backbone: Backbone,
@@ -72,6 +70,7 @@ class DreamBooth:
     ) -> None:
         self._backbone, self._recipe, self._texts = backbone, recipe, texts
         self._sampling, self._seed = sampling, seed
+        self.name = "dreambooth_aug" if recipe.crops else "dreambooth"
         self.iterations, self.crops = recipe.iterations, recipe.crops
         self._class_latents: dict[str, Tensor] = {}
 

@@ -102,8 +102,6 @@ def with_word(prompt: str, *, noun: str, word: str) -> str:
 class TextualInversion:
     """A new word per person; implements `Rival`."""
 
-    name = "textual_inversion"
-
     def __init__(
         self,
         backbone: DiffusersBackbone,
@@ -113,6 +111,7 @@ class TextualInversion:
         seed: int,
     ) -> None:
         self._backbone, self._recipe, self._texts, self._seed = backbone, recipe, texts, seed
+        self.name = "textual_inversion_aug" if recipe.crops else "textual_inversion"
         self.iterations, self.crops = recipe.iterations, recipe.crops
 
     def settings(self) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from metalora.core import metrics
 from metalora.core.metrics import Interval
@@ -39,7 +39,8 @@ AHEAD = 0.2
 """What a tuning-free rival's FaceSim has to be above the base's before anything is compared."""
 COMPARED_AT = 375
 """Iterations at which methods are compared, the paper's; the table has them all."""
-_GRID_PEOPLE, _GRID_PROMPTS, _TILE = 4, 3, 96
+_MARGIN = 110
+_GRID_PEOPLE, _GRID_PROMPTS, _TILE = 4, 3, 66
 
 
 def of_people(rows: "pd.DataFrame", column: str, *, missed: bool = False) -> "pd.Series":
@@ -161,18 +162,21 @@ def grid(scores: "pd.DataFrame", *, at: dict[str, int]) -> Image.Image:
     methods = [method for method in ORDER if method in at]
     prompts = sorted(set(faces["prompt_id"]))[:_GRID_PROMPTS]
     columns = len(people) * (_GRID_PROMPTS + 1)
-    sheet = Image.new("RGB", (columns * _TILE, len(methods) * _TILE), "white")
+    sheet = Image.new("RGB", (_MARGIN + columns * _TILE, len(methods) * _TILE), "white")
+    pen = ImageDraw.Draw(sheet)
+    for line, method in enumerate(methods):
+        pen.text((4, line * _TILE + _TILE // 2 - 6), NAMES[method], fill="black")
     for number, identity in enumerate(people):
         left = number * (_GRID_PROMPTS + 1)
         for line, method in enumerate(methods):
             own = rows_of(faces, method, at[method])
             own = own[own["identity"] == identity]
             reference = _tile(Path(own["reference"].iloc[0]))
-            sheet.paste(reference, (left * _TILE, line * _TILE))
+            sheet.paste(reference, (_MARGIN + left * _TILE, line * _TILE))
             for place, prompt in enumerate(prompts, start=left + 1):
                 found = own[own["prompt_id"] == prompt]["file"]
                 if len(found):
-                    sheet.paste(_tile(Path(found.iloc[0])), (place * _TILE, line * _TILE))
+                    sheet.paste(_tile(Path(found.iloc[0])), (_MARGIN + place * _TILE, line * _TILE))
     return sheet
 
 

@@ -87,7 +87,7 @@ def test_all_files_are_written_and_old_tables_refused(table: Path, tmp_path: Pat
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scores.csv", "table.md", "grid.png"}
     assert "| Meta-LoRA | 375 | 40.0 (40.0 to 40.0) |" in (tmp_path / "out" / "table.md").read_text()
     sheet = Image.open(tmp_path / "out" / "grid.png")
-    assert sheet.height == 3 * 96
+    assert sheet.height == 3 * 66
     pd.read_parquet(table).drop(columns="copy_paste").to_parquet(table)
     with pytest.raises(SystemExit, match="no copy-paste score"):
         main(tmp_path / "out", [table])

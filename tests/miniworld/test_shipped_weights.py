@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 
 import metalora
+from metalora.adapters.artifacts import read_tensors
+from metalora.adapters.face_adapter import load_face_adapter
+from metalora.backbones.fingerprint import fingerprint
 
 WEIGHTS = Path(metalora.__file__).parent / "miniworld" / "weights"
 
@@ -24,3 +27,13 @@ def test_every_model_is_the_one_whose_making_is_told() -> None:
 
 def test_all_of_it_is_20_mb_at_most() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 20 << 20
+
+
+def test_the_face_adapter_belongs_to_the_base_and_the_face_network_beside_it() -> None:
+    path = WEIGHTS / "ip_adapter" / "model.safetensors"
+    adapter = load_face_adapter(path, backbone_fingerprint=fingerprint(WEIGHTS / "flux" / "transformer"))
+    header = read_tensors(path, what="face adapter")[1]
+    face = (WEIGHTS / "face" / "model.safetensors").read_bytes()
+    assert header["face_sha256"] == hashlib.sha256(face).hexdigest()
+    assert header["iterations"] == "3200"
+    assert all(block.to_out.weight.abs().max() > 0 for block in adapter.blocks)

@@ -103,6 +103,7 @@ class FaceRoute:
         blocks = transformer_blocks(transformer)
         assert len(blocks) == adapter.shape.blocks, (len(blocks), adapter.shape.blocks)
         self._tokens, self._scale = tokens_1TW, scale
+        self._text = 0  # text tokens, told by the double blocks, which come first
         self._handles = []
         if scale != 0:
             self._handles = [

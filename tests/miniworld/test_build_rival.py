@@ -91,6 +91,7 @@ def test_a_cut_run_ends_where_an_uncut_one_does(parts: list[Path], tmp_path: Pat
     assert not torch.equal(half[0]["parameters"], cut["parameters"])
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_gradients(parts: list[Path], tmp_path: Path) -> None:
     recipe, data = replace(SMALL, workers=2, plan=Plan(steps=1)), load_data(parts)
     train_rival(parts, recipe=recipe, state=tmp_path, quiet=True)

@@ -65,6 +65,7 @@ def images_of(outputs: Path, name: str, label: str) -> dict[tuple[str, str], Ima
     return found
 
 
+@pytest.mark.slow
 def test_every_rival_learns_draws_and_is_scored(outputs: Path, adapter: Path) -> None:
     main(["rival", *SMALL, f"ip_adapter.adapter={adapter}"])
     tables = sorted((outputs / "default" / "evaluate").glob("*/scores.parquet"))

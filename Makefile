@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce sweep test check format miniworld speed lock clean
+.PHONY: help setup reproduce sweep test check format miniworld rival speed lock clean
 .PHONY: study test-browser
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ format: $(STAMP)  ## format and mend what ruff can
 
 miniworld: $(STAMP)  ## train the mini world's models again (hours; the shipped weights stay until it is done)
 	$(BIN)/python -m metalora.miniworld.build out=outputs/miniworld
+
+rival: $(STAMP)  ## train the mini world's tuning-free rival again (an hour; the shipped one stays until it is done)
+	$(BIN)/python -m metalora.miniworld.build.rival out=outputs/rival_build
 
 speed: $(STAMP)  ## the speed benchmarks, written to experiments/speed/results
 	$(BIN)/python -m experiments.speed.stage2_step

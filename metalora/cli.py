@@ -14,6 +14,7 @@ from metalora.configuration import PACKAGE, conf_dir, general_help, has_actions,
 EXIT_BAD_INPUT = 2
 PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
+FREE_TEXT |= {"ip_adapter.adapter", "ip_adapter.face"}
 FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root", "init_image", "mask", "samples", "push"}
 FREE_TEXT |= {"study", "consent", "contact"}
 FREE_TEXT |= {"path", "baseline.python", "baseline.settings.code"}

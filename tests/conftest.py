@@ -234,3 +234,13 @@ def tiny_flux_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_backbone(tiny_flux_dir: Path) -> DiffusersBackbone:
     """A fresh backbone around `tiny_flux_dir`; images of 16 or 24 px are enough."""
     return load_flux(tiny_flux_dir, name="tiny", max_text_tokens=TEXT_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user study's folder with `benchmark` and `images`, enough for the paper's 64 questions; not to be changed."""
+    from made_up_images import make_benchmark, make_images
+
+    folder = tmp_path_factory.mktemp("made_up")
+    make_images(folder / "images", make_benchmark(folder / "benchmark"))
+    return folder

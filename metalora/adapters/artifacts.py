@@ -73,7 +73,7 @@ def save_prior(
         "backbone_fingerprint": backbone_fingerprint,
         "meta_rank": str(bank.meta_rank),
     }
-    _write(Path(path), tensors, metadata=header)
+    write_tensors(Path(path), tensors, metadata=header)
 
 
 def load_prior(path: Path) -> Prior:
@@ -82,7 +82,7 @@ def load_prior(path: Path) -> Prior:
     Raises:
         UserError: missing, no whole safetensors file, or not a prior.
     """
-    tensors, metadata = _read(Path(path), what="prior")
+    tensors, metadata = read_tensors(Path(path), what="prior")
     if metadata.get("format") != PRIOR_FORMAT or not all(name.endswith(_META_DOWN) for name in tensors):
         raise UserError(
             f"{path} is not a Meta-LoRA prior",
@@ -132,7 +132,7 @@ def save_lora(path: Path, lora: LoraFile, *, layout: str = "diffusers") -> None:
         UserError: layers that the layout has no names for.
     """
     tensors = {"diffusers": to_diffusers, "kohya": to_kohya}[layout](lora)
-    _write(Path(path), tensors, metadata={**lora.metadata, "format": LORA_FORMAT})
+    write_tensors(Path(path), tensors, metadata={**lora.metadata, "format": LORA_FORMAT})
 
 
 def load_lora(path: Path) -> LoraFile:
@@ -141,11 +141,11 @@ def load_lora(path: Path) -> LoraFile:
     Raises:
         UserError: missing, no whole safetensors file, or another layout.
     """
-    tensors, metadata = _read(Path(path), what="LoRA")
+    tensors, metadata = read_tensors(Path(path), what="LoRA")
     return replace(from_tensors(tensors, metadata, where=str(path)), path=Path(path))
 
 
-def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:
     """Atomic, and equal adapters are equal files bit for bit: safetensors keeps metadata in a hash map of random order,
     so the header is written again, sorted. A full disk is an OSError here (safetensors' own writer raises its own)."""
     content = save(tensors, metadata=metadata)
@@ -159,9 +159,18 @@ def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) 
         file.write(memoryview(content)[8 + length :])
 
 
-def _read(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, *, what: str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Args:
+        what: the file is of this kind, for error messages; its first word in lower case names the key by default.
+
+    Raises:
+        UserError: missing, or no whole safetensors file.
+    """
+    key = key or what.lower()
     if not path.is_file():
-        raise UserError(f"the {what} file is missing", expected="a .safetensors file", got=str(path), key=what.lower())
+        raise UserError(f"the {what} file is missing", expected="a .safetensors file", got=str(path), key=key)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -170,5 +179,5 @@ def _read(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"the {what} {path} cannot be read",
             expected="a whole safetensors file",
             got=str(error),
-            key=what.lower(),
+            key=key,
         ) from error

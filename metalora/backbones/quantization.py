@@ -6,6 +6,7 @@ Only the adapters' Linear layers are quantized: they are nearly all of a denoise
 
 import importlib.util
 import shutil
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,5 +131,5 @@ def _config(kind: str, *, dtype: torch.dtype, targets: Sequence[str], others: Se
     from diffusers import TorchAoConfig
     from torchao.quantization import Float8WeightOnlyConfig, FqnToConfig, Int8WeightOnlyConfig
 
-    each = Float8WeightOnlyConfig() if kind == "float8" else Int8WeightOnlyConfig(version=2)
-    return TorchAoConfig(FqnToConfig(dict.fromkeys(targets, each)))
+    each: Any = Float8WeightOnlyConfig() if kind == "float8" else Int8WeightOnlyConfig(version=2)
+    return TorchAoConfig(FqnToConfig(OrderedDict((name, each) for name in targets)))

@@ -17,6 +17,7 @@ from PIL import Image
 from metalora.core import metrics
 from metalora.core.atomic import atomic_path
 from metalora.core.contracts import GeneratedImage
+from metalora.core.copy_paste import copy_paste
 from metalora.core.errors import UserError
 from metalora.core.manifest import FILE_NAME, read_manifest
 from metalora.evaluation.embeddings import Embeddings, Picture, Progress, Scorers
@@ -93,9 +94,9 @@ def score_images(
 
     Returns:
         One row per image and identity. Scores are cosines, NaN where they are not measured; face_found is 1, 0 or NaN;
-        face_sim and r_face_sim are NaN where no face was found. test_photos counts the photos R-FaceSim averages over,
-        test_photos_missed those left out because no face was found in them; reference_faces is 1 where FaceSim has the
-        reference's face to compare with, else 0. seed_diversity is 1 minus the image's mean CLIP cosine with the
+        face_sim, r_face_sim and copy_paste are NaN where no face was found. test_photos counts the photos R-FaceSim
+        averages over, test_photos_missed those left out because no face was found in them; reference_faces is 1 where
+        FaceSim has the reference's face to compare with, else 0. seed_diversity is 1 minus the image's mean CLIP cosine with the
         images of the same prompt from other seeds. With a second embedder its scores stand in columns of their own.
 
     Raises:
@@ -234,6 +235,7 @@ def _row(record: GeneratedImage, path: Path, subject: Subject) -> dict[str, Any]
         "face_found": np.nan,
         "face_sim": np.nan,
         "r_face_sim": np.nan,
+        "copy_paste": np.nan,
         "test_photos": 0,
         "test_photos_missed": 0,
         "reference_faces": 0,
@@ -375,11 +377,12 @@ def _add_faces(
 def face_scores(
     face: np.ndarray | None, *, reference: np.ndarray | None, tests: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """FaceSim, R-FaceSim and whether there was a face, for one picture of one identity."""
+    """FaceSim, R-FaceSim, copy-paste score and whether there was a face, for one picture of one identity."""
     scores = {
         "face_found": float(face is not None),
         "face_sim": np.nan,
         "r_face_sim": np.nan,
+        "copy_paste": np.nan,
         "test_photos": len(tests),
         "reference_faces": int(reference is not None),
     }
@@ -388,7 +391,11 @@ def face_scores(
         if reference is not None:
             scores["face_sim"] = float(metrics.cosine(face_1D, torch.from_numpy(reference)[None]))
         if tests:
-            scores["r_face_sim"] = float(metrics.r_face_sim(face_1D, torch.from_numpy(np.stack(tests))))
+            tests_TD = torch.from_numpy(np.stack(tests))
+            scores["r_face_sim"] = float(metrics.r_face_sim(face_1D, tests_TD))
+            if reference is not None:
+                photo_D = torch.from_numpy(reference)
+                scores["copy_paste"] = float(copy_paste(face_1D, reference_D=photo_D, test_photos_TD=tests_TD))
     return scores
 
 

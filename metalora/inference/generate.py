@@ -50,6 +50,8 @@ class GenerationJob:
     seed: int
     reference: Path | None = None
     """The photo the LoRA was trained on, where it is known."""
+    digest: str = ""
+    """sha256 of what a method without LoRAs draws the person with; part of what the image depends on."""
 
 
 def image_noise(*, seed: int, prompt_id: str) -> torch.Generator:
@@ -159,7 +161,7 @@ def _records(backbone: Backbone, jobs: Sequence[GenerationJob], sampling: _Sampl
             rank=job.rank,
             iterations=job.iterations,
             lora="" if job.lora is None else str(job.lora),
-            lora_sha256="" if job.lora is None else digests[job.lora],
+            lora_sha256=job.digest if job.lora is None else digests[job.lora],
             base_model=f"{backbone.name}@{backbone.fingerprint[:16]}",
             steps=sampling.steps,
             guidance=sampling.guidance,

@@ -136,7 +136,7 @@ class MiniFaceEmbedder:
                 key=_KEY,
             ) from None
         load_into(model, load_weights(folder / "model.safetensors"), source=folder)
-        self._model = model.eval().requires_grad_(False).to(device)
+        self.network = model.eval().requires_grad_(False).to(device)
         self._device, self._batch_size = device, batch_size
 
     def embed(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> Tensor:
@@ -146,7 +146,7 @@ class MiniFaceEmbedder:
             for image, box in zip(images, boxes, strict=True)
         ]
         return embed_batched(
-            self._model, crops, dimension=self.dimension, batch_size=self._batch_size, device=self._device
+            self.network, crops, dimension=self.dimension, batch_size=self._batch_size, device=self._device
         )
 
 

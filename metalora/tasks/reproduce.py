@@ -151,7 +151,7 @@ def _meta_train(values: Mapping[str, Any], class_noun: str, *, progress: Progres
 def score_base(values: Mapping[str, Any], class_noun: str, *, progress: Progress) -> Path:
     """Images of the untouched base and their scores: where every method starts, and what CLIP-I compares with."""
     setting = Setting(values)
-    folder = generate(setting, jobs=_base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
+    folder = generate(setting, jobs=base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
     return evaluate(
         setting,
         images=[folder],
@@ -193,7 +193,7 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
     ]
     label = f"{method}-r{setting['rank']}-{class_noun}"
     images = generate(setting, jobs=jobs, label=label, progress=progress)
-    base = generate(setting, jobs=_base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
+    base = generate(setting, jobs=base_jobs(setting, class_noun), label=f"base-{class_noun}", progress=progress)
     return evaluate(setting, images=[images, base], subjects=subjects, label=label, progress=progress)
 
 
@@ -202,7 +202,8 @@ def _prior(setting: Setting, class_noun: str) -> Path:
     return Path(given) if given else prior_artifact(setting, class_noun).folder / "prior.safetensors"
 
 
-def _base_jobs(setting: Setting, class_noun: str) -> list[GenerationJob]:
+def base_jobs(setting: Setting, class_noun: str) -> list[GenerationJob]:
+    """The untouched base on every prompt of a class: no person is in them, so each is drawn once."""
     prompts = {p.id: p for subject in subjects_of(setting, class_noun) for p in prompts_of(setting, subject)}
     return [
         GenerationJob("base", class_noun, "base", 0, 0, None, prompt.id, prompt.text, seed)

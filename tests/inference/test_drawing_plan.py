@@ -21,7 +21,7 @@ def opened_flux(folder: Path) -> DiffusersBackbone:
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=32,
-        num_attention_heads=4,
+        num_attention_heads=8,
         axes_dims_rope=(8, 12, 12),
     )
     return load_flux(folder, name="tiny", max_text_tokens=8)

@@ -380,6 +380,7 @@ def test_bad_input_is_one_line_with_its_key(
     assert made(outputs) == before
 
 
-def test_debug_shows_where(outputs: Path) -> None:
+def test_debug_shows_where(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that what debug=true sets does not reach the tests after this one
     with pytest.raises(UserError, match=r"nobody\.jpg"):
         main(["personalize", "image=nobody.jpg", "class_noun=woman", "method=lora_aug", "debug=true"])

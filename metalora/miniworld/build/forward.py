@@ -5,6 +5,8 @@ backward is slow on CPUs) and time embeddings stay in fp32 when the blocks run i
 Legend: B batch, L tokens (text first), T text tokens, N image tokens, W width, H heads, D head size.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as functional
 from diffusers import FluxTransformer2DModel
@@ -56,6 +58,7 @@ def velocity(
     text_BTW: Tensor,
     pooled_BW: Tensor,
     rotary_LD: tuple[Tensor, Tensor],
+    cross: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Predicted velocity [B, N, C] (noise minus clean latents), as `FluxTransformer2DModel.forward` computes it.
 
@@ -65,6 +68,7 @@ def velocity(
         guidance_B: guidance scale, fp32.
         text_BTW, pooled_BW: outputs of the T5 and the CLIP encoder.
         rotary_LD: from `rotary`.
+        cross: what a block adds to the attention of its image tokens, from its number and their modulated values.
     """
     cos_LD, sin_LD = rotary_LD
     embed, heads = transformer.time_text_embed, transformer.config.num_attention_heads
@@ -79,11 +83,12 @@ def velocity(
     chunks = iter(_linear(functional.silu(conditioning), layers).split(width, dim=-1))
     image, text = transformer.x_embedder(x_BNC), transformer.context_embedder(text_BTW)
 
-    for block in doubles:
+    for place, block in enumerate(doubles):
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (next(chunks) for _ in range(6))
         t_shift, t_scale, t_gate, t_shift_ff, t_scale_ff, t_gate_ff = (next(chunks) for _ in range(6))
         a = block.attn
-        image_qkv = _linear(_modulated(image, shift, scale), [a.to_q, a.to_k, a.to_v])
+        modulated = _modulated(image, shift, scale)
+        image_qkv = _linear(modulated, [a.to_q, a.to_k, a.to_v])
         text_qkv = _linear(_modulated(text, t_shift, t_scale), [a.add_q_proj, a.add_k_proj, a.add_v_proj])
         iq, ik, iv = image_qkv.unflatten(-1, (3, heads, -1)).unbind(2)
         tq, tk, tv = text_qkv.unflatten(-1, (3, heads, -1)).unbind(2)
@@ -91,7 +96,10 @@ def velocity(
         k = torch.cat([_normed(tk, a.norm_added_k.weight), _normed(ik, a.norm_k.weight)], 1)
         v = torch.cat([tv, iv], 1)
         mixed = _attention(_rotated(q, cos_LD, sin_LD), _rotated(k, cos_LD, sin_LD), v)
-        image = image + gate[:, None] * a.to_out[0](mixed[:, T:])
+        seen = a.to_out[0](mixed[:, T:])
+        if cross is not None:
+            seen = seen + cross(place, modulated)
+        image = image + gate[:, None] * seen
         text = text + t_gate[:, None] * a.to_add_out(mixed[:, :T])
         inner = _tanh_gelu(block.ff.net[0].proj(_modulated(image, shift_ff, scale_ff)))
         image = image + gate_ff[:, None] * block.ff.net[2](inner)
@@ -99,13 +107,16 @@ def velocity(
         text = text + t_gate_ff[:, None] * block.ff_context.net[2](inner)
 
     hidden = torch.cat([text, image], 1)
-    for block in singles:
+    for place, block in enumerate(singles, start=len(doubles)):
         shift, scale, gate = (next(chunks) for _ in range(3))
         a = block.attn
-        fused = _linear(_modulated(hidden, shift, scale), [a.to_q, a.to_k, a.to_v, block.proj_mlp])
+        modulated = _modulated(hidden, shift, scale)
+        fused = _linear(modulated, [a.to_q, a.to_k, a.to_v, block.proj_mlp])
         q, k, v = fused[..., : 3 * width].unflatten(-1, (3, heads, -1)).unbind(2)
         q, k = _normed(q, a.norm_q.weight), _normed(k, a.norm_k.weight)
         mixed = _attention(_rotated(q, cos_LD, sin_LD), _rotated(k, cos_LD, sin_LD), v)
+        if cross is not None:
+            mixed = torch.cat([mixed[:, :T], mixed[:, T:] + cross(place, modulated[:, T:])], 1)
         both = torch.cat([mixed, _tanh_gelu(fused[..., 3 * width :])], -1)
         hidden = hidden + gate[:, None] * block.proj_out(both)
 

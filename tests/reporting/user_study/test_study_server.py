@@ -62,7 +62,7 @@ def test_a_participant_gets_through_all_64_questions(made_up: Path, tmp_path: Pa
             told = client.state()
             asked = told["question"]
             assert (told["answered"], asked["position"]) == (position, position)
-            assert "text prompt" in asked["text"] if asked["part"] == 1 else "diversity" in asked["text"]
+            assert "text prompt" in asked["text"] if asked["part"] == 1 else "variety" in asked["text"]
             ((question, identity, prompt_id, seeds, places, prompt),) = rows(
                 store,
                 "SELECT question, identity, prompt_id, seeds, places, prompt FROM showing "

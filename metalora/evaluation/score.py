@@ -96,8 +96,9 @@ def score_images(
         One row per image and identity. Scores are cosines, NaN where they are not measured; face_found is 1, 0 or NaN;
         face_sim, r_face_sim and copy_paste are NaN where no face was found. test_photos counts the photos R-FaceSim
         averages over, test_photos_missed those left out because no face was found in them; reference_faces is 1 where
-        FaceSim has the reference's face to compare with, else 0. seed_diversity is 1 minus the image's mean CLIP cosine with the
-        images of the same prompt from other seeds. With a second embedder its scores stand in columns of their own.
+        FaceSim has the reference's face to compare with, else 0. seed_diversity is 1 minus the image's mean CLIP cosine
+        with the images of the same prompt from other seeds. With a second embedder its scores stand in columns of
+        their own.
 
     Raises:
         UserError: an image of nobody in the benchmark, one whose file is gone, cannot be read or has another size than

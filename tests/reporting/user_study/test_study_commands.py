@@ -29,7 +29,7 @@ def metalora(action: str, *more: str) -> None:
 def build(made_up: Path, tmp_path: Path, *more: str) -> None:
     prompts = tmp_path / "prompts.yaml"
     kinds = {"multi": "frontal", "recontextualized": "recontextualized", "stylized": "stylized"}
-    entries = [f"{{id: {i}, kind: {k}, text: "a {{noun}}"}}" for c, k in kinds.items() for i in sorted(PROMPTS[c])]
+    entries = [f"{{id: {i}, kind: {k}, text: 'a {{noun}}'}}" for c, k in kinds.items() for i in sorted(PROMPTS[c])]
     prompts.write_text("prompts:\n" + "".join(f"  - {entry}\n" for entry in entries))
     benchmark = ["benchmark=meta_phd", f"benchmark.root={made_up / 'benchmark'}", f"benchmark.prompts={prompts}"]
     metalora("build", f"study={tmp_path / 'study.sqlite'}", f"images={made_up / 'images'}", *benchmark, *more)

@@ -85,13 +85,18 @@ def test_the_planned_activations_are_those_of_a_real_step(flux: Path, memory: Me
     injection, batch = inject(backbone.denoiser, bank), batch_of(told)
 
     def step() -> None:
+        bank.zero_grad()
+        bank.clear_route()
         diffusion_loss(backbone, bank, batch, guidance=1.0).total.backward()
         clip_gradients(bank, max_norm=1.0)
 
+    def step_and_forget() -> None:
+        step()
+        bank.zero_grad()
+        bank.clear_route()
+
+    measured = allocated_peak(step_and_forget)
     step()
-    bank.zero_grad()
-    bank.clear_route()
-    measured = allocated_peak(step)
     eject(injection)
     assert plan.activations == pytest.approx(measured, rel=0.15)
     assert plan.weights == sum(it.nbytes for it in [*backbone.denoiser.parameters(), *backbone.denoiser.buffers()])

@@ -135,7 +135,8 @@ class AdapterBank(nn.Module):
         route = rows_B.tolist()
         if len(self.rows) == 1:
             route = route[:1]
-        self.present = sorted(set(route))
+        # A gradient that still waits is of another route: whose it is, is then asked of itself.
+        self.present = sorted(set(route)) if self.rows.grad is None else None
         self._pieces = LookUp.apply(self.rows, route).split(self._sizes, dim=1)
         self._fill_slots()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metalora.core.bits import dense, is_quantized
+from metalora.core.bits import dense, is_quantized, kept, numbers_of
 from metalora.core.lora import adapter_update, collapse, merges
 
 
@@ -85,13 +85,14 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.weight_OI = weight_OI
+        parts, ctx.bare = kept(weight_OI)
+        ctx.save_for_backward(*parts)
         return torch.nn.functional.linear(x, dense(weight_OI, dtype=x.dtype), bias_O)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        return grad_y @ dense(ctx.weight_OI, dtype=grad_y.dtype), None, None
+        return grad_y @ numbers_of(ctx.saved_tensors, ctx.bare, dtype=grad_y.dtype), None, None
 
 
 class FrozenLinearPlusLora(torch.autograd.Function):
@@ -110,15 +111,15 @@ class FrozenLinearPlusLora(torch.autograd.Function):
             y_BLO.addcmul_(z_BLS, up_BSO)
         else:
             y_BLO.baddbmm_(z_BLS, up_BSO)
-        ctx.save_for_backward(x_BLI, z_BLS, down_BSI, up_BSO)
-        ctx.weight_OI = weight_OI  # frozen: nothing that autograd would have to watch
+        parts, ctx.bare = kept(weight_OI)
+        ctx.save_for_backward(x_BLI, z_BLS, down_BSI, up_BSO, *parts)
         ctx.x_shape = x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x_BLI, z_BLS, down_BSI, up_BSO = ctx.saved_tensors
+        x_BLI, z_BLS, down_BSI, up_BSO, *parts = ctx.saved_tensors
         samples, rank, out_features = up_BSO.shape
         grad_TO = grad_y.reshape(-1, out_features)
         grad_BLO = grad_TO.view(samples, -1, out_features)
@@ -129,5 +130,7 @@ class FrozenLinearPlusLora(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x_BLI = grad_z_BLS * down_BSI if rank == 1 else torch.bmm(grad_z_BLS, down_BSI)
             grad_x_TI = grad_x_BLI.view(-1, x_BLI.shape[-1])
-            grad_x = grad_x_TI.addmm_(grad_TO, dense(ctx.weight_OI, dtype=grad_TO.dtype)).view(ctx.x_shape)
+            grad_x = grad_x_TI.addmm_(grad_TO, numbers_of(tuple(parts), ctx.bare, dtype=grad_TO.dtype)).view(
+                ctx.x_shape
+            )
         return grad_x, None, None, grad_down_BSI, grad_up_BSO

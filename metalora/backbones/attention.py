@@ -23,8 +23,10 @@ def use_attention(denoiser: Any, name: str | None) -> None:
     name = best_attention(device=denoiser.device, dtype=denoiser.dtype) if name == "best" else name
     if name is None:
         return
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
     from diffusers.utils import logging
 
+    everybodys = _AttentionBackendRegistry._active_backend  # this is for one denoiser, not for all that come
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # "experimental" is no news
     try:
@@ -37,6 +39,7 @@ def use_attention(denoiser: Any, name: str | None) -> None:
             key=_KEY,
         ) from error
     finally:
+        _AttentionBackendRegistry._active_backend = everybodys
         logging.set_verbosity(verbosity)
 
 

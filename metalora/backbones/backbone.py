@@ -216,7 +216,7 @@ class DiffusersBackbone:
                 nn.Module.to(denoiser, self.device)
         checkpoint_blocks(denoiser, which=self.memory.checkpointing)
         use_attention(denoiser, self._attention)
-        if self._compile:
+        if self._compile and not self.memory.offload:  # a compiled block's weights cannot come and go
             compile_repeated(denoiser)
         return denoiser
 
@@ -234,6 +234,7 @@ class DiffusersBackbone:
             kind=self.memory.quantization,
             dtype=self.dtype,
             device=self.device,
+            on_cpu=self.memory.offload,
             targets=list(self.layer_shapes),
             others=[name for name in every if name not in self.layer_shapes],
             root=self._quantized,

@@ -3,7 +3,7 @@
 Neither changes a number.
 """
 
-from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class OffloadedBlock:
 
     def _come(self, *_: Any) -> None:
         for module, name, parameter in self._places:
-            module._parameters[name] = _frozen(parameter, lambda it: it.to(self._device, non_blocking=True))
+            module._parameters[name] = _moved(parameter, self._device)
 
     def _leave(self, *_: Any) -> None:
         for module, name, parameter in self._places:
@@ -86,7 +86,7 @@ def offload_blocks(denoiser: nn.Module, *, device: torch.device) -> None:
         if id(module) not in inside:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    module._parameters[name] = _frozen(parameter, lambda it: it.to(device))
+                    module._parameters[name] = _moved(parameter, device)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(device)
@@ -100,12 +100,25 @@ def offload_blocks(denoiser: nn.Module, *, device: torch.device) -> None:
 
 def _pinned(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     """A copy on the CPU that the device can fetch without a detour, where the tensor's kind allows it."""
-    on_cpu = _frozen(parameter, lambda it: it.to("cpu"))
+    on_cpu = _moved(parameter, torch.device("cpu"))
     if device.type != "cuda" or type(parameter) is not nn.Parameter:
         return on_cpu
-    return _frozen(on_cpu, torch.Tensor.pin_memory)
+    return nn.Parameter(on_cpu.detach().pin_memory(), requires_grad=False)
 
 
-def _frozen(parameter: nn.Parameter, moved: Callable[[Any], torch.Tensor]) -> nn.Parameter:
-    result = moved(parameter.detach() if type(parameter) is nn.Parameter else parameter)
-    return result if isinstance(result, nn.Parameter) else nn.Parameter(result, requires_grad=False)
+def _moved(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """A frozen parameter of its own on a device; the one it is of stays where it is, scales and all."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:  # bitsandbytes would move the scales of both
+        from bitsandbytes.nn import Params4bit
+
+        state = copy(state)
+        state.absmax = state.absmax.to(device, non_blocking=True)
+        state.code = state.code.to(device, non_blocking=True)
+        data = parameter.data.to(device, non_blocking=True)
+        own: dict[str, Any] = {"quant_state": state, "blocksize": state.blocksize, "quant_type": state.quant_type}
+        own["bnb_quantized"] = True
+        return Params4bit(data, requires_grad=False, **own)
+    plain = parameter.detach() if type(parameter) is nn.Parameter else parameter
+    moved = plain.to(device, non_blocking=True)
+    return moved if isinstance(moved, nn.Parameter) else nn.Parameter(moved, requires_grad=False)

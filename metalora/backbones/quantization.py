@@ -4,10 +4,13 @@ Only the adapters' Linear layers are quantized: they are nearly all of a denoise
 (embedders, output norms) is small and sensitive.
 """
 
+import hashlib
 import importlib.util
+import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,7 @@ def load_quantized(
     kind: str,
     dtype: torch.dtype,
     device: torch.device,
+    on_cpu: bool = False,
     targets: Sequence[str],
     others: Sequence[str],
     root: Path,
@@ -70,16 +74,21 @@ def load_quantized(
 
     Args:
         model: the denoiser's class.
+        on_cpu: read it on the CPU, as its weights will wait there (nf4 is read on the GPU all the same).
         targets, others: dotted names of the Linear layers to quantize and of those to leave alone.
 
     Raises:
         UserError: a base or a copy that cannot be read, a library that is missing.
     """
     check_quantization(kind, device=device)
-    placed: dict[str, Any] = {"device_map": {"": str(device)}} if kind == "nf4" or device.type == "cuda" else {}
+    on_device = kind == "nf4" or (device.type == "cuda" and not on_cpu)
+    placed: dict[str, Any] = {"device_map": {"": str(device)}} if on_device else {}
     options = {"dtype": dtype, **placed, **LOCAL}
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"{directory.component}-{directory.fingerprint[:16]}-{kind}-{str(dtype).removeprefix('torch.')}"
+    made_by = [LIBRARY[kind], version(LIBRARY[kind]), *sorted(targets)]
+    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
+    name = f"{directory.component}-{directory.fingerprint[:16]}-{kind}-{str(dtype).removeprefix('torch.')}-{digest}"
+    folder = root / name
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             with readable(directory.folder):

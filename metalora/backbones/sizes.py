@@ -34,11 +34,7 @@ def weight_bytes(paper: Backbone) -> int:
 
 
 def dense_bytes(paper: Backbone) -> int:
-    """The largest quantized layer's numbers while they are multiplied, and the product with the scales before it."""
-    if paper.memory.quantization is None:
-        return 0
-    return (
-        2
-        * max(shape.in_features * shape.out_features for shape in paper.layer_shapes.values())
-        * (paper.dtype.itemsize)
-    )
+    """The largest quantized layer's numbers while they are made: torchao scales them in float32 first."""
+    kind, last = paper.memory.quantization, paper.dtype.itemsize
+    each = {None: 0, "nf4": last, "int8": 4 + last, "float8": 8 + last}[kind]
+    return each * max(shape.in_features * shape.out_features for shape in paper.layer_shapes.values())

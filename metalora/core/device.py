@@ -48,6 +48,9 @@ def explained(*, key: str, less: str = "", planned: str = "") -> Iterator[None]:
 
 
 def _capacity(said: list[str]) -> str:
-    """The GPU's memory in torch's words, e.g. "23.6 GiB"."""
+    """The GPU's memory in torch's words, e.g. "23.6 GiB", or what of it a preset allows."""
+    before_allowed = " ".join(said).partition(" allowed")
+    if before_allowed[1]:
+        return " ".join(before_allowed[0].split()[-2:]) + " (memory.budget_gb)"
     words = " ".join(said).partition("total capacity of ")[2].split()
     return " ".join(words[:2]) if len(words) > 1 else "this size"

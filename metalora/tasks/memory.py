@@ -6,6 +6,7 @@ from typing import Any
 from metalora.core.budget import GIB, MemoryPlan, gib, settle
 from metalora.core.contracts import MemoryUse, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.memory import free_memory
 from metalora.inference.plan import plan_drawing
 from metalora.tasks.setting import Setting
 from metalora.training.plan import Work, largest, plan_step
@@ -82,9 +83,12 @@ def _settled(
         offload=setting["memory.offload"],
         preset=setting["memory.name"],
     )
-    if told is not None and say is not None:
-        say(f"memory: an expected peak of {told}")
-    _hold_to(budget, setting["trainer.device"])
+    if told is not None:
+        setting.backbone.release_encoders()
+        free_memory()
+        _hold_to(budget, setting["trainer.device"])
+        if say is not None:
+            say(f"memory: an expected peak of {told}")
     return told
 
 
@@ -93,21 +97,26 @@ def _longest(texts: Mapping[str, TextEmbedding]) -> TextEmbedding:
 
 
 def budget_of(setting: Setting) -> int | None:
-    """Bytes that may be used: `memory.budget_gb`, else what the GPU has; None on a CPU without a budget.
+    """Bytes that may be used: `memory.budget_gb`, never more than the GPU has; None on a CPU without a budget.
 
     Raises:
         UserError: no positive number.
     """
-    given = setting["memory.budget_gb"]
+    given, capacity = setting["memory.budget_gb"], _capacity(setting["trainer.device"])
     if given is None:
-        if setting["trainer.device"] != "cuda":
-            return None
-        import torch
-
-        return torch.cuda.mem_get_info()[1]
+        return capacity
     if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
         raise UserError("no budget", expected="GiB, or null", got=str(given), key="memory.budget_gb")
-    return int(given * GIB)
+    return int(given * GIB) if capacity is None else min(int(given * GIB), capacity)
+
+
+def _capacity(device: str) -> int | None:
+    """The GPU's memory: a card of 24 GB may have 22.5 GiB."""
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.mem_get_info()[1]
 
 
 def measured(setting: Setting, plan: MemoryPlan | None, *, say: Say | None) -> dict[str, Any]:
@@ -119,6 +128,7 @@ def measured(setting: Setting, plan: MemoryPlan | None, *, say: Say | None) -> d
         import torch
 
         peak = torch.cuda.max_memory_allocated()
+        torch.cuda.set_per_process_memory_fraction(1.0)
         facts["measured_peak_mb"] = peak >> 20
         if say is not None:
             say(f"memory: a measured peak of {gib(peak)} GiB, {gib(plan.peak)} were expected")

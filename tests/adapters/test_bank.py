@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metalora.adapters.bank import AdapterBank, row_sizes
+from metalora.adapters.optimizer import present_rows
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
 from metalora.core.lora import LayerShape
@@ -132,3 +133,12 @@ def test_a_meta_down_that_does_not_fit_is_refused() -> None:
         make(["b"], meta_rank=4).load_meta_down(meta_down)
     with pytest.raises(UserError, match="1 unknown"):
         bank.load_meta_down({**meta_down, "blocks.1.first": torch.zeros(3, 6)})
+
+
+def test_a_new_route_does_not_take_the_gradient_of_the_last_one() -> None:
+    bank = AdapterBank(LAYERS, identities=["a", "b", "c"], rank=1, meta_rank=None, seed=0)
+    bank.set_route(torch.tensor([0]))
+    sum(slot.first.sum() for slot in bank.slots.values()).backward()
+    bank.set_route(torch.tensor([2]))
+    rows, _ = present_rows(bank)
+    assert rows == [0]

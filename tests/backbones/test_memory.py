@@ -1,6 +1,8 @@
 """Saving memory changes no number, quantization apart; a quantized base is made once and read again."""
 
+import gc
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,11 +115,11 @@ def test_offloaded_weights_come_for_their_block_alone(
     def waiting(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
         return Lost(parameter.detach(), requires_grad=False)
 
-    def came(parameter: nn.Parameter, moved: Any) -> nn.Parameter:
+    def came(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
         return nn.Parameter(parameter.detach().as_subclass(Tensor).clone(), requires_grad=False)
 
     monkeypatch.setattr(blocks, "_pinned", waiting)
-    monkeypatch.setattr(blocks, "_frozen", came)
+    monkeypatch.setattr(blocks, "_moved", came)
     saving = opened(name, folders[name], memory=MemoryUse(checkpointing="all", offload=True))
     blocks_of = repeated_blocks(saving.denoiser)
     at_home = [type(parameter) for block in blocks_of for parameter in block.parameters()]
@@ -128,6 +130,38 @@ def test_offloaded_weights_come_for_their_block_alone(
     with torch.no_grad():
         for backbone in (plain, saving):  # drawing comes without checkpointing
             backbone.predict(torch.zeros(2, 4, 8, 8), t_B=torch.tensor([0.3, 0.8]), text=text, guidance=1.0)
+
+
+@pytest.mark.parametrize("kind", [None, "float8"])
+def test_a_block_that_has_run_leaves_nothing_on_the_device(
+    flux: Path, tmp_path: Path, kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither after its forward, whose activations are dropped, nor when the step is over."""
+    from metalora.backbones import blocks
+
+    def copied(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:  # as from one device to another
+        return nn.Parameter(parameter.detach().clone(), requires_grad=False)
+
+    monkeypatch.setattr(blocks, "_moved", copied)
+    memory = MemoryUse(kind, "all", True)
+    backbone = load_flux(flux, name="tiny", memory=memory, quantized=tmp_path, max_text_tokens=8)
+    text, came = embedded(backbone), []
+    bank = AdapterBank(backbone.layer_shapes, identities=["a", "b"], rank=1, meta_rank=4, seed=0)
+    inject(backbone.denoiser, bank)
+    for block in repeated_blocks(backbone.denoiser):
+
+        def look(block: nn.Module, *_: Any) -> None:
+            came.extend(weakref.ref(parameter) for parameter in block.parameters())
+
+        block.register_forward_pre_hook(look)
+    bank.set_route(ROUTE)
+    x_t_BCHW = torch.randn(2, 4, 8, 8)
+    prediction = backbone.predict(x_t_BCHW, t_B=torch.tensor([0.3, 0.8]), text=text, guidance=1.0)
+    gc.collect()
+    assert len(came) > 50 and not [it for it in came if it() is not None]
+    prediction.sum().backward()
+    gc.collect()
+    assert not [it for it in came if it() is not None]
 
 
 def quantized(flux: Path, root: Path, kind: str, **options: Any) -> DiffusersBackbone:
@@ -227,6 +261,17 @@ def test_a_fresh_adapter_changes_no_bit_of_a_quantized_base(flux: Path, tmp_path
     assert torch.equal(*outputs)
 
 
+def test_a_moved_weight_leaves_its_scales_where_they_are(flux: Path, tmp_path: Path, kind: str) -> None:
+    from metalora.backbones.blocks import _moved
+
+    weight = next(iter(quantized(flux, tmp_path, kind).target_layers().values())).weight
+    other = _moved(weight, torch.device("cpu"))
+    assert type(other) is type(weight) and not other.requires_grad
+    assert torch.equal(dense(other, dtype=torch.float32), dense(weight, dtype=torch.float32))
+    if kind == "nf4":
+        assert other.quant_state is not weight.quant_state
+
+
 def test_checkpointing_works_on_a_quantized_base(flux: Path, tmp_path: Path, kind: str) -> None:
     plain = quantized(flux, tmp_path, kind)
     text = embedded(plain)
@@ -287,6 +332,7 @@ def test_attention_backends(flux: Path) -> None:
         backbone = load_flux(flux, name="tiny", attention=name)
         for one, other in zip(step(backbone, text), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert torch.equal(step(load_flux(flux, name="tiny"), text)[0], expected[0])  # one model's choice is no other's
     for name in ("flash", "no_such"):
         with pytest.raises(UserError, match=rf"attention backend cannot be used; .*got {name}: .*backbone.attention"):
             load_flux(flux, name="tiny", attention=name).denoiser  # noqa: B018

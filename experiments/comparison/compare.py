@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from metalora.core import metrics
 from metalora.core.metrics import Interval
-from metalora.evaluation.score import BASE, PHOTO_METHODS, TEST_PHOTO, read_scores
+from metalora.evaluation.score_table import BASE, PHOTO_METHODS, TEST_PHOTO, read_scores
 from metalora.people.photos import load_photo
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metalora.evaluation.score import PHOTO_METHODS, read_scores
+from metalora.evaluation.score_table import PHOTO_METHODS, read_scores
 from metalora.miniworld.identity import generator_from
 from metalora.miniworld.population import CLASS_NOUNS, people
 from metalora.miniworld.renderer import render

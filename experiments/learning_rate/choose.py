@@ -15,7 +15,7 @@ import pandas as pd
 from metalora.core.contracts import METHODS
 from metalora.core.errors import UserError
 from metalora.evaluation.curves import BOTH, CellKey, cell, cell_keys, choose_learning_rate
-from metalora.evaluation.score import read_scores
+from metalora.evaluation.score_table import read_scores
 
 CHOOSING = "lora_aug"
 """The method whose best rate serves all, as in the paper."""

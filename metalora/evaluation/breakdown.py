@@ -10,7 +10,7 @@ import numpy as np
 from metalora.core import metrics
 from metalora.core.metrics import Interval
 from metalora.evaluation.curves import BOTH, CellKey, bounds, cell_keys, class_nouns, person_means, rows_of
-from metalora.evaluation.score import BASE, SECOND
+from metalora.evaluation.score_table import BASE, SECOND
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from pathlib import Path
 from metalora.core.contracts import GeneratedImage
 from metalora.core.errors import UserError
 from metalora.core.manifest import FILE_NAME, read_lines
-from metalora.evaluation.score import BASE, Subject
+from metalora.evaluation.score_table import BASE, Subject
 
 Cell = tuple[str, str, int]
 """Identity (of the base: class noun), prompt id, seed."""

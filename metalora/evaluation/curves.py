@@ -13,7 +13,7 @@ import numpy as np
 from metalora.core import metrics
 from metalora.core.errors import UserError
 from metalora.core.metrics import Interval, PairedDifference, StepsToMatch
-from metalora.evaluation.score import BASE, PHOTO_METHODS, REFERENCE, STRANGER, TEST_PHOTO
+from metalora.evaluation.score_table import BASE, PHOTO_METHODS, REFERENCE, STRANGER, TEST_PHOTO
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,58 +4,26 @@ Images of the untouched base have no identity: each counts once for every identi
 rows too, so that ceilings and floor stand in the same table as what they bound.
 """
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from metalora.core import metrics
-from metalora.core.atomic import atomic_path
 from metalora.core.contracts import GeneratedImage
-from metalora.core.copy_paste import copy_paste
 from metalora.core.errors import UserError
 from metalora.core.manifest import FILE_NAME, read_manifest
 from metalora.evaluation.embeddings import Embeddings, Picture, Progress, Scorers
+from metalora.evaluation.face_scores import PhotoFaces, face_scores
+from metalora.evaluation.score_table import BASE, SECOND, WHOLE_NUMBERS, Subject, unscored_row
 from metalora.people.photos import load_photo
 
 if TYPE_CHECKING:
     import pandas as pd
-
-BASE = "base"
-REFERENCE = "photo_reference"
-"""The reference photo scored as if it were generated: what a perfect copy of one photo reaches."""
-TEST_PHOTO = "photo_test"
-"""Each test photo against the person's other ones: what real photos reach."""
-STRANGER = "photo_stranger"
-"""Other people's references of the same class: what no likeness at all reaches."""
-PHOTO_METHODS = (REFERENCE, TEST_PHOTO, STRANGER)
-
-KEY = ("method", "rank", "iterations", "identity", "prompt_id", "seed")
-"""What names a row; photos have their file in `prompt_id`'s place."""
-_FILES = ("file", "reference")
-_WHOLE_NUMBERS = ("rank", "iterations", "seed", "test_photos", "test_photos_missed", "reference_faces")
-SECOND = "_second"
-"""Ends the columns that the second face embedder makes."""
-
-
-class Subject(Protocol):
-    """One person of a benchmark."""
-
-    @property
-    def identity(self) -> str: ...
-    @property
-    def class_noun(self) -> str: ...
-    @property
-    def reference(self) -> Path: ...
-    @property
-    def test_photos(self) -> tuple[Path, ...]: ...
-    @property
-    def part(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -116,20 +84,20 @@ def score_images(
     if not clip_places and not face_places:
         raise _nothing_to_score(images, uses)
     of_class = [s for s in subjects if s.part == face_part and s.class_noun in {i.record.class_noun for i in images}]
-    rows = [_row(image.record, image.picture.path, subject) for image, subject in pairs]
+    rows = [unscored_row(image.record, image.picture.path, subject) for image, subject in pairs]
     frame = pd.DataFrame(rows).assign(kind=[(kinds or {}).get(image.record.prompt_id, "") for image, _ in pairs])
     _add_clip(frame, clip_places, pairs, images, embeddings)
     _add_diversity(frame, sorted({*clip_places, *face_places}), pairs, embeddings)
-    of_photos = _add_faces(frame, face_places, pairs, _Faces(of_class, embeddings), embeddings)
+    of_photos = _add_faces(frame, face_places, pairs, PhotoFaces(of_class, embeddings), embeddings)
     if scorers.second is not None:
-        second = _Faces(of_class, embeddings, second=True)
+        second = PhotoFaces(of_class, embeddings, second=True)
         ours = frame.copy()
         photos = _add_faces(ours, face_places, pairs, second, embeddings)
         for column in ("face_sim", "r_face_sim"):
             frame[column + SECOND] = ours[column]
             of_photos = [a | {column + SECOND: b[column]} for a, b in zip(of_photos, photos, strict=True)]
     rows = pd.concat([frame, pd.DataFrame(of_photos, columns=frame.columns)], ignore_index=True)
-    return rows.astype(dict.fromkeys(_WHOLE_NUMBERS, int))
+    return rows.astype(dict.fromkeys(WHOLE_NUMBERS, int))
 
 
 def _read(manifests: Sequence[Path], *, fill: Callable[[GeneratedImage], GeneratedImage]) -> list[_Image]:
@@ -213,37 +181,6 @@ def _places(pairs: Sequence[tuple[_Image, Subject]], part: str, prompt_ids: Coll
     return [n for n, (i, subject) in enumerate(pairs) if subject.part == part and i.record.prompt_id in prompt_ids]
 
 
-def _row(record: GeneratedImage, path: Path, subject: Subject) -> dict[str, Any]:
-    return {
-        "file": str(path),
-        "method": record.method,
-        "identity": subject.identity,
-        "class_noun": subject.class_noun,
-        "part": subject.part,
-        "prompt_id": record.prompt_id,
-        "prompt": record.prompt,
-        "seed": record.seed,
-        "rank": record.rank,
-        "iterations": record.iterations,
-        "lora_sha256": record.lora_sha256,
-        "base_model": record.base_model,
-        "steps": record.steps,
-        "guidance": record.guidance,
-        "height": record.size[0],
-        "width": record.size[1],
-        "clip_t": np.nan,
-        "clip_i": np.nan,
-        "face_found": np.nan,
-        "face_sim": np.nan,
-        "r_face_sim": np.nan,
-        "copy_paste": np.nan,
-        "test_photos": 0,
-        "test_photos_missed": 0,
-        "reference_faces": 0,
-        "reference": str(subject.reference),
-    }
-
-
 def _add_clip(
     frame: "pd.DataFrame",
     places: list[int],
@@ -301,63 +238,11 @@ def _add_diversity(
         frame.loc[group, "seed_diversity"] = (1 - others_N).numpy()
 
 
-class _Faces:
-    """The embedded faces of the benchmark's photos."""
-
-    def __init__(self, subjects: Sequence[Subject], embeddings: Embeddings, *, second: bool = False) -> None:
-        self.subjects, self.second = list(subjects), second
-        files = [path for subject in subjects for path in (subject.reference, *subject.test_photos)]
-        pictures = [Picture.of(path, read=lambda path: load_photo(path, key="benchmark")) for path in files]
-        self._of = dict(zip(files, embeddings.faces(pictures, second=second), strict=True)) if files else {}
-
-    def reference(self, subject: Subject) -> np.ndarray | None:
-        """The reference photo's face."""
-        return self._of[subject.reference]
-
-    def tests(self, subject: Subject, *, without: Path | None = None) -> list[np.ndarray]:
-        """The test photos' faces, those without a face left out."""
-        faces = [self._of[path] for path in subject.test_photos if path != without]
-        return [face for face in faces if face is not None]
-
-    def photo_rows(self) -> list[dict[str, Any]]:
-        """Ceilings and floor: real photos scored as if they were generated (Algorithm 3)."""
-        rows = []
-        for subject in self.subjects:
-            rows.append(self._photo_row(REFERENCE, subject, subject.reference))
-            rows += [self._photo_row(TEST_PHOTO, subject, path) for path in subject.test_photos]
-            others = [s for s in self.subjects if s.class_noun == subject.class_noun and s.identity != subject.identity]
-            rows += [self._photo_row(STRANGER, subject, other.reference) for other in others]
-        return rows
-
-    def _photo_row(self, method: str, subject: Subject, path: Path) -> dict[str, Any]:
-        record = GeneratedImage(
-            file="",
-            method=method,
-            identity=subject.identity,
-            class_noun=subject.class_noun,
-            prompt_id=f"{path.parent.name}/{path.name}",
-            prompt="",
-            seed=0,
-            rank=0,
-            iterations=0,
-            lora="",
-            lora_sha256="",
-            base_model="",
-            steps=0,
-            guidance=0.0,
-            size=(0, 0),
-        )
-        face, tests = self._of[path], self.tests(subject, without=path)
-        scores = face_scores(face, reference=None if method == REFERENCE else self.reference(subject), tests=tests)
-        compared = [other for other in subject.test_photos if other != path]
-        return _row(record, path, subject) | scores | {"test_photos_missed": len(compared) - len(tests)}
-
-
 def _add_faces(
     frame: "pd.DataFrame",
     places: list[int],
     pairs: Sequence[tuple[_Image, Subject]],
-    faces: _Faces,
+    faces: PhotoFaces,
     embeddings: Embeddings,
 ) -> list[dict[str, Any]]:
     """Fill in the face scores; the rows of the real photos, scored by the same embedder."""
@@ -373,62 +258,3 @@ def _add_faces(
     for column in rows[0]:
         frame.loc[places, column] = [row[column] for row in rows]
     return faces.photo_rows()
-
-
-def face_scores(
-    face: np.ndarray | None, *, reference: np.ndarray | None, tests: Sequence[np.ndarray]
-) -> dict[str, Any]:
-    """FaceSim, R-FaceSim, copy-paste score and whether there was a face, for one picture of one identity."""
-    scores = {
-        "face_found": float(face is not None),
-        "face_sim": np.nan,
-        "r_face_sim": np.nan,
-        "copy_paste": np.nan,
-        "test_photos": len(tests),
-        "reference_faces": int(reference is not None),
-    }
-    if face is not None:
-        face_1D = torch.from_numpy(face)[None]
-        if reference is not None:
-            scores["face_sim"] = float(metrics.cosine(face_1D, torch.from_numpy(reference)[None]))
-        if tests:
-            tests_TD = torch.from_numpy(np.stack(tests))
-            scores["r_face_sim"] = float(metrics.r_face_sim(face_1D, tests_TD))
-            if reference is not None:
-                photo_D = torch.from_numpy(reference)
-                scores["copy_paste"] = float(copy_paste(face_1D, reference_D=photo_D, test_photos_TD=tests_TD))
-    return scores
-
-
-def write_scores(path: Path, frame: "pd.DataFrame") -> None:
-    """Write scores.parquet atomically; files are named relative to its folder, so that the outputs can be moved."""
-    folder = path.parent.resolve()
-    stored = frame.assign(**{column: [_relative(Path(f), folder) for f in frame[column]] for column in _FILES})
-    with atomic_path(path) as temporary:
-        stored.to_parquet(temporary, index=False)
-
-
-def _relative(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), folder)).as_posix()
-
-
-def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
-    """Read and join score tables; a row that several of them hold counts once.
-
-    Raises:
-        UserError: there is no table, or one is not a table of scores.
-    """
-    import pandas as pd
-
-    frames = []
-    for path in paths:
-        try:
-            frame = pd.read_parquet(path)
-            folder = path.parent.resolve()
-            files = {column: [os.path.normpath(folder / file) for file in frame[column]] for column in _FILES}
-            frames.append(frame.assign(**files))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError("cannot read scores", expected="a scores.parquet", got=str(error), key="scores") from error
-    if not frames:
-        raise UserError("there are no scores", expected="at least one scores.parquet", key="scores")
-    return pd.concat(frames, ignore_index=True).drop_duplicates(list(KEY), keep="last", ignore_index=True)

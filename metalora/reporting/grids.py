@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metalora.core.atomic import atomic_path
 from metalora.evaluation.curves import CellKey
-from metalora.evaluation.score import BASE, TEST_PHOTO
+from metalora.evaluation.score_table import BASE, TEST_PHOTO
 from metalora.reporting import look
 from metalora.reporting.study import Study
 

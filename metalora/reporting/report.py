@@ -7,7 +7,7 @@ from typing import Any
 
 from metalora.core.atomic import write_bytes, write_json
 from metalora.evaluation.curves import CellKey
-from metalora.evaluation.score import read_scores
+from metalora.evaluation.score_table import read_scores
 from metalora.reporting import look, tables
 from metalora.reporting.facesim import draw_facesim
 from metalora.reporting.grids import draw_grids

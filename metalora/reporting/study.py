@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from metalora.core.metrics import PairedDifference, StepsToMatch
 from metalora.evaluation import curves
 from metalora.evaluation.curves import Bounds, Cell, CellKey
-from metalora.evaluation.score import BASE, PHOTO_METHODS
+from metalora.evaluation.score_table import BASE, PHOTO_METHODS
 
 if TYPE_CHECKING:
     import pandas as pd

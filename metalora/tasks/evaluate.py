@@ -13,7 +13,8 @@ from metalora.core.manifest import FILE_NAME, read_manifest
 from metalora.evaluation.breakdown import as_json
 from metalora.evaluation.checked import Checked, coverage, every_line
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
-from metalora.evaluation.score import PHOTO_METHODS, score_images, write_scores
+from metalora.evaluation.score import score_images
+from metalora.evaluation.score_table import PHOTO_METHODS, write_scores
 from metalora.people.benchmark import Subject, load_benchmark, load_prompts
 from metalora.reporting.standings import tables_of
 from metalora.reporting.tables import as_text
@@ -71,7 +72,7 @@ def check_cells(setting: Setting, folders: Sequence[Path], *, board: Board) -> N
 
 def summarize(scores: Path) -> list[str]:
     """Write scores.json beside a score table; returns what to tell: tables, and what could not be measured."""
-    from metalora.evaluation.score import read_scores
+    from metalora.evaluation.score_table import read_scores
 
     frame = read_scores([scores])
     summary = as_json(frame)

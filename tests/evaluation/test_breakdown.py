@@ -13,7 +13,8 @@ from test_score import cosine, vector
 from metalora.core.manifest import write_manifest
 from metalora.evaluation.breakdown import as_json, paired_tests, standings
 from metalora.evaluation.curves import CellKey
-from metalora.evaluation.score import read_scores, score_images, write_scores
+from metalora.evaluation.score import score_images
+from metalora.evaluation.score_table import read_scores, write_scores
 from metalora.reporting.standings import tables_of
 from metalora.reporting.tables import as_text
 

@@ -13,7 +13,8 @@ from metalora.core.manifest import write_manifest
 from metalora.evaluation import curves
 from metalora.evaluation.curves import CellKey
 from metalora.evaluation.embeddings import scorer_fingerprint
-from metalora.evaluation.score import read_scores, score_images, write_scores
+from metalora.evaluation.score import score_images
+from metalora.evaluation.score_table import read_scores, write_scores
 
 FACES = ["r_face_sim", "face_sim"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from metalora.evaluation.score import write_scores
+from metalora.evaluation.score_table import write_scores
 
 GRID = (250, 375, 500, 625, 750)
 SPEED = {"lora": 0.0022, "lora_aug": 0.0024, "meta_lora": 0.0041}

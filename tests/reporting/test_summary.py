@@ -6,7 +6,7 @@ import pytest
 from made_up import GRID, make_scores
 
 from metalora.evaluation.curves import CellKey
-from metalora.evaluation.score import read_scores
+from metalora.evaluation.score_table import read_scores
 from metalora.reporting.study import Study, paper_reference
 from metalora.reporting.summary import headline, summarize
 

@@ -20,7 +20,7 @@ import metalora
 from metalora.adapters.artifacts import file_sha256, load_prior
 from metalora.cli import main
 from metalora.core.errors import UserError
-from metalora.evaluation.score import read_scores
+from metalora.evaluation.score_table import read_scores
 from metalora.reporting.report import Report
 from metalora.tasks import reproduce
 from metalora.tasks.report import report

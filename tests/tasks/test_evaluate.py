@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from metalora.cli import main
-from metalora.evaluation.score import read_scores
+from metalora.evaluation.score_table import read_scores
 from metalora.miniworld.folders import Photo, write_folders
 from metalora.miniworld.population import identity
 from metalora.miniworld.shots import sample_shot

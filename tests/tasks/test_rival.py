@@ -15,7 +15,7 @@ from metalora.backbones.fingerprint import fingerprint
 from metalora.cli import main
 from metalora.core.manifest import read_manifest
 from metalora.core.noise import generator
-from metalora.evaluation.score import read_scores
+from metalora.evaluation.score_table import read_scores
 from metalora.tasks import rival
 
 WEIGHTS = Path(rival.__file__).parents[1] / "miniworld" / "weights"

@@ -1,0 +1,115 @@
+"""A table of scores: which columns a row has, and how it lies on the disk.
+
+One row per image and identity; real photos have rows too, so that ceilings and floor stand beside what they bound.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from metalora.core.atomic import atomic_path
+from metalora.core.contracts import GeneratedImage
+from metalora.core.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASE = "base"
+REFERENCE = "photo_reference"
+"""The reference photo scored as if it were generated: what a perfect copy of one photo reaches."""
+TEST_PHOTO = "photo_test"
+"""Each test photo against the person's other ones: what real photos reach."""
+STRANGER = "photo_stranger"
+"""Other people's references of the same class: what no likeness at all reaches."""
+PHOTO_METHODS = (REFERENCE, TEST_PHOTO, STRANGER)
+
+KEY = ("method", "rank", "iterations", "identity", "prompt_id", "seed")
+"""What names a row; photos have their file in `prompt_id`'s place."""
+_FILES = ("file", "reference")
+WHOLE_NUMBERS = ("rank", "iterations", "seed", "test_photos", "test_photos_missed", "reference_faces")
+SECOND = "_second"
+"""Ends the columns that the second face embedder makes."""
+
+
+class Subject(Protocol):
+    """One person of a benchmark."""
+
+    @property
+    def identity(self) -> str: ...
+    @property
+    def class_noun(self) -> str: ...
+    @property
+    def reference(self) -> Path: ...
+    @property
+    def test_photos(self) -> tuple[Path, ...]: ...
+    @property
+    def part(self) -> str: ...
+
+
+def unscored_row(record: GeneratedImage, path: Path, subject: Subject) -> dict[str, Any]:
+    """A row of a table before anything is measured: scores are NaN."""
+    return {
+        "file": str(path),
+        "method": record.method,
+        "identity": subject.identity,
+        "class_noun": subject.class_noun,
+        "part": subject.part,
+        "prompt_id": record.prompt_id,
+        "prompt": record.prompt,
+        "seed": record.seed,
+        "rank": record.rank,
+        "iterations": record.iterations,
+        "lora_sha256": record.lora_sha256,
+        "base_model": record.base_model,
+        "steps": record.steps,
+        "guidance": record.guidance,
+        "height": record.size[0],
+        "width": record.size[1],
+        "clip_t": np.nan,
+        "clip_i": np.nan,
+        "face_found": np.nan,
+        "face_sim": np.nan,
+        "r_face_sim": np.nan,
+        "copy_paste": np.nan,
+        "test_photos": 0,
+        "test_photos_missed": 0,
+        "reference_faces": 0,
+        "reference": str(subject.reference),
+    }
+
+
+def write_scores(path: Path, frame: "pd.DataFrame") -> None:
+    """Write scores.parquet atomically; files are named relative to its folder, so that the outputs can be moved."""
+    folder = path.parent.resolve()
+    stored = frame.assign(**{column: [_relative(Path(f), folder) for f in frame[column]] for column in _FILES})
+    with atomic_path(path) as temporary:
+        stored.to_parquet(temporary, index=False)
+
+
+def _relative(file: Path, folder: Path) -> str:
+    return Path(os.path.relpath(file.resolve(), folder)).as_posix()
+
+
+def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
+    """Read and join score tables; a row that several of them hold counts once.
+
+    Raises:
+        UserError: there is no table, or one is not a table of scores.
+    """
+    import pandas as pd
+
+    frames = []
+    for path in paths:
+        try:
+            frame = pd.read_parquet(path)
+            folder = path.parent.resolve()
+            files = {column: [os.path.normpath(folder / file) for file in frame[column]] for column in _FILES}
+            frames.append(frame.assign(**files))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError("cannot read scores", expected="a scores.parquet", got=str(error), key="scores") from error
+    if not frames:
+        raise UserError("there are no scores", expected="at least one scores.parquet", key="scores")
+    return pd.concat(frames, ignore_index=True).drop_duplicates(list(KEY), keep="last", ignore_index=True)

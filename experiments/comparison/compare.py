@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from metalora.core import metrics
 from metalora.core.metrics import Interval
+from metalora.evaluation.drop import drop_of_people
 from metalora.evaluation.score_table import BASE, PHOTO_METHODS, TEST_PHOTO, read_scores
 from metalora.people.photos import load_photo
 
@@ -47,21 +48,6 @@ def of_people(rows: "pd.DataFrame", column: str, *, missed: bool = False) -> "pd
     """Mean of a score per person. `missed`: an image without a face counts as 0; else it is left out."""
     values = rows[column].where(rows["face_found"] != 0, 0.0) if missed else rows[column]
     return values.groupby(rows["identity"]).mean()
-
-
-def drop_of_people(rows: "pd.DataFrame") -> "pd.Series":
-    """(R-FaceSim - FaceSim) / FaceSim over everybody's faces, by jackknife: one pseudo-value per person.
-
-    A ratio of means, not a mean of ratios: somebody whose FaceSim is near 0 would rule the latter.
-    """
-    seen = rows.dropna(subset=["face_sim", "r_face_sim"])
-    both = seen.groupby("identity")[["face_sim", "r_face_sim"]].mean()
-    count, total = len(both), both.sum()
-
-    def drop(sums: "pd.DataFrame | pd.Series") -> "pd.Series | float":
-        return sums["r_face_sim"] / sums["face_sim"] - 1
-
-    return count * drop(total) - (count - 1) * drop(total - both)
 
 
 def interval(values: "pd.Series") -> Interval:

@@ -2,7 +2,7 @@
 
     python -m experiments.user_study.sets [FOLDER] [OUT]     # outputs/reproduce and outputs/reproduce/sets
 
-The people of the ffhq part, every scene and style prompt, three seeds, LoRA+aug at 625 and Meta-LoRA at 375
+The people of the ffhq part, every scene and style prompt, three seeds, LoRA and LoRA+aug at 625 and Meta-LoRA at 375
 iterations. Run again, it continues.
 """
 
@@ -19,12 +19,12 @@ from metalora.people.benchmark import load_prompts
 from metalora.tasks.progress import Board
 from metalora.tasks.setting import Setting, set_threads
 
-CHECKPOINTS = {"lora_aug": 625, "meta_lora": 375}
+CHECKPOINTS = {"lora": 625, "lora_aug": 625, "meta_lora": 375}
 SEEDS = (0, 1, 2)
 
 
 def main(folder: Path, out: Path) -> None:
-    """Draw both methods' images into OUT/METHOD."""
+    """Draw every method's images into OUT/METHOD."""
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         setting = Setting.of(compose("config", overrides=["task=reproduce"]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metalora.core.metrics import relative_drop
+from metalora.evaluation.curves import CellKey
 from metalora.reporting import look
 from metalora.reporting.study import Study, paper_reference
 
@@ -24,7 +25,7 @@ class _Bars:
     intervals: tuple[tuple[float, float], tuple[float, float]] | None
 
 
-def draw_facesim(study: Study, *, folder: Path) -> look.Picture | None:
+def draw_facesim(study: Study, *, folder: Path, name: str = "facesim", vector: str = "svg") -> look.Picture | None:
     """Paired bars with relative drops: measured here on the left, the paper's Table 3 on the right."""
     from matplotlib.figure import Figure
 
@@ -42,19 +43,19 @@ def draw_facesim(study: Study, *, folder: Path) -> look.Picture | None:
         right.set_title("The paper's Table 3: FLUX.1-dev and SD-XL, real people", color="#666666")
         figure.suptitle(f"FaceSim (light) against R-FaceSim (solid): {study.world}", x=0.01, ha="left", fontsize=11)
         figure.tight_layout()
-        return look.save(figure, folder, "facesim")
+        return look.save(figure, folder, name, vector=vector, dpi=220 if vector == "pdf" else 160)
 
 
 def _ours(study: Study) -> list[_Bars]:
     bars = []
-    for key in study.operating_points:
+    for key in (*study.rivals, *study.operating_points):
         cell = study.cell(key)
         if cell is None or not np.isfinite([cell.scores["face_sim"].mean, cell.scores["r_face_sim"].mean]).all():
             continue
         face, robust = cell.scores["face_sim"], cell.scores["r_face_sim"]
         bars.append(
             _Bars(
-                label=f"{look.label(key.method)}\nrank {key.rank}, {key.iterations}",
+                label="\n".join([look.label(key.method).replace("+", "\n+"), *_where(key)]),
                 colour=look.colour(key.method),
                 face_sim=100 * face.mean,
                 r_face_sim=100 * robust.mean,
@@ -63,6 +64,10 @@ def _ours(study: Study) -> list[_Bars]:
             )
         )
     return bars
+
+
+def _where(key: CellKey) -> list[str]:
+    return ([f"rank {key.rank}"] if key.rank else []) + ([f"{key.iterations} it."] if key.iterations else [])
 
 
 def _papers() -> list[_Bars]:

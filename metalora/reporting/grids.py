@@ -79,8 +79,8 @@ def _people(study: Study) -> Grid | None:
         prompt_id = sorted(of_class["prompt_id"].unique())[0]
         for identity in sorted(of_class["identity"].unique())[:8]:
             own = of_class.loc[(of_class["identity"] == identity) & (of_class["prompt_id"] == prompt_id)]
-            tiles = [_reference(of_class, identity), *_test_photos(scores, identity, count=2)]
-            tiles += [_tile(own, key, score="r_face_sim") for key in keys]
+            tiles = [reference_tile(of_class, identity), *_test_photos(scores, identity, count=2)]
+            tiles += [cell_tile(own, key, score="r_face_sim") for key in keys]
             rows.append(Row(identity, look.INK, tuple(tiles)))
     columns = ("reference", "test photo", "test photo", *(_words(key) for key in keys))
     title = (
@@ -110,12 +110,12 @@ def _prompt_grids(study: Study, score: str) -> Iterable[Grid]:
         prompts = prompts[_spread(len(prompts), 8)]
         if not len(prompts) or not keys:
             continue
-        photos = [_reference(own, identity), *_test_photos(study.scores, identity, count=len(prompts) - 1)]
+        photos = [reference_tile(own, identity), *_test_photos(study.scores, identity, count=len(prompts) - 1)]
         rows = []
         for key in keys:
-            tiles = [_tile(own.loc[own["prompt_id"] == prompt_id], key, score=score) for prompt_id, _ in prompts]
+            tiles = [cell_tile(own.loc[own["prompt_id"] == prompt_id], key, score=score) for prompt_id, _ in prompts]
             rows.append(Row(_words(key), look.colour(key.method), tuple(tiles)))
-        columns = tuple(_short(prompt, class_noun) for _, prompt in prompts)
+        columns = tuple(short_prompt(prompt, class_noun) for _, prompt in prompts)
         part = "identity" if score == "r_face_sim" else "prompts"
         head = Row("photos", look.INK, tuple(photos))
         yield Grid(f"{part}_{class_noun}", f"{identity}: {kind}", columns, tuple(rows), photos=head)
@@ -133,9 +133,9 @@ def _progress(study: Study) -> Iterable[Grid]:
         own = of_class.loc[(of_class["identity"] == identity) & (of_class["prompt_id"] == prompt_id)]
         rows = []
         for method in ("lora", "lora_aug", "meta_lora"):
-            tiles = [_tile(own, CellKey(method, rank, n), score="r_face_sim") for n in study.iterations]
+            tiles = [cell_tile(own, CellKey(method, rank, n), score="r_face_sim") for n in study.iterations]
             if any(tile.file for tile in tiles):
-                start = (_reference(own, identity), _tile(own, CellKey(BASE, 0, 0), score="r_face_sim"))
+                start = (reference_tile(own, identity), cell_tile(own, CellKey(BASE, 0, 0), score="r_face_sim"))
                 rows.append(Row(look.label(method), look.colour(method), (*start, *tiles)))
         columns = ("reference", "base", *(f"{n} iterations" for n in study.iterations))
         if rows:
@@ -156,7 +156,7 @@ def _seeds(study: Study) -> Iterable[Grid]:
             Row(
                 _words(key),
                 look.colour(key.method),
-                tuple(_tile(own.loc[own["seed"] == seed], key, score="r_face_sim") for seed in seeds),
+                tuple(cell_tile(own.loc[own["seed"] == seed], key, score="r_face_sim") for seed in seeds),
             )
             for key in _shown(study)
         ]
@@ -178,7 +178,7 @@ def _words(key: CellKey) -> str:
     return "base" if key.method == BASE else f"{look.label(key.method)} {key.iterations}"
 
 
-def _short(prompt: str, class_noun: str) -> str:
+def short_prompt(prompt: str, class_noun: str) -> str:
     """What is particular about a prompt."""
     text = prompt.removesuffix(".")
     for common in (f"a photo of a {class_noun}", f"A {class_noun} "):
@@ -190,7 +190,7 @@ def _spread(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else [round(k * (count - 1) / (most - 1)) for k in range(most)]
 
 
-def _reference(rows: "pd.DataFrame", identity: str) -> Tile:
+def reference_tile(rows: "pd.DataFrame", identity: str) -> Tile:
     files = rows.loc[rows["identity"] == identity, "reference"]
     return Tile(Path(files.iloc[0]), "the training photo") if len(files) else Tile(None)
 
@@ -201,7 +201,7 @@ def _test_photos(scores: "pd.DataFrame", identity: str, *, count: int) -> list[T
     return tiles + [Tile(None)] * (count - len(tiles))
 
 
-def _tile(rows: "pd.DataFrame", key: CellKey, *, score: str) -> Tile:
+def cell_tile(rows: "pd.DataFrame", key: CellKey, *, score: str) -> Tile:
     cell = (rows["method"] == key.method) & (rows["rank"] == key.rank) & (rows["iterations"] == key.iterations)
     found = rows.loc[cell].sort_values("seed")
     return _note(found.iloc[0], score) if len(found) else Tile(None)

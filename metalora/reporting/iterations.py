@@ -1,5 +1,6 @@
 """Scores over iterations: rank 1 with steps to match (Fig. 3 right, Fig. 5 right) and several ranks (Fig. 6)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 RANKS = (1, 4, 16)
 """The ranks of the paper's Fig. 6."""
-_SCORES = {"r_face_sim": "R-FaceSim (%)", "clip_t": "CLIP-T (%)"}
+SCORES = {"r_face_sim": "R-FaceSim (%)", "clip_t": "CLIP-T (%)"}
 _LINES = {1: "-", 4: (0, (5, 1.5)), 16: (0, (1.2, 1.2))}
 
 
@@ -31,13 +32,13 @@ def draw_iterations(study: Study, *, folder: Path) -> look.Picture | None:
         figure = Figure(figsize=(3.7 * len(panels) + 0.4, 5.6))
         axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
         for column, class_noun in enumerate(panels):
-            for row, metric in enumerate(_SCORES):
+            for row, metric in enumerate(SCORES):
                 ax = axes[row][column]
                 for method in METHODS:
-                    _band(ax, study.curve(method, rank=rank, class_noun=class_noun), metric, method=method)
+                    band(ax, study.curve(method, rank=rank, class_noun=class_noun), metric, method=method)
                 _levels(ax, study, metric, class_noun=class_noun)
                 if column == 0:
-                    ax.set_ylabel(_SCORES[metric])
+                    ax.set_ylabel(SCORES[metric])
             axes[0][column].set_title(look.CLASSES.get(class_noun, class_noun))
             axes[0][column].margins(y=0.14)
             axes[1][column].set_xlabel("iterations")
@@ -53,20 +54,26 @@ def draw_iterations(study: Study, *, folder: Path) -> look.Picture | None:
         return look.save(figure, folder, "iterations")
 
 
-def draw_ranks(study: Study, *, folder: Path) -> look.Picture | None:
-    """Both scores over iterations for ranks 1, 4 and 16 (Fig. 6); None while there is one rank only."""
+def draw_ranks(
+    study: Study, *, folder: Path, name: str = "ranks", vector: str = "svg", class_nouns: Sequence[str] = ()
+) -> look.Picture | None:
+    """Both scores over iterations for ranks 1, 4 and 16 (Fig. 6); None while there is one rank only.
+
+    Args:
+        class_nouns: the panels; all there are when empty.
+    """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     ranks = [rank for rank in RANKS if rank in study.ranks]
     if len(ranks) < 2:
         return None
-    panels = _panels(study)
+    panels = [noun for noun in class_nouns if noun in study.classes] or _panels(study)
     with look.style():
         figure = Figure(figsize=(3.7 * len(panels) + 0.4, 6.0))
         axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
         for column, class_noun in enumerate(panels):
-            for row, metric in enumerate(_SCORES):
+            for row, metric in enumerate(SCORES):
                 ax = axes[row][column]
                 for method in METHODS:
                     for rank in ranks:
@@ -82,7 +89,7 @@ def draw_ranks(study: Study, *, folder: Path) -> look.Picture | None:
                             markersize=4.5,
                         )
                 if column == 0:
-                    ax.set_ylabel(_SCORES[metric])
+                    ax.set_ylabel(SCORES[metric])
             axes[0][column].set_title(look.CLASSES.get(class_noun, class_noun))
             axes[1][column].set_xlabel("iterations")
             axes[1][column].set_xticks(study.iterations)
@@ -97,7 +104,7 @@ def draw_ranks(study: Study, *, folder: Path) -> look.Picture | None:
         figure.legend(handles=handles, loc="lower left", ncols=len(handles), bbox_to_anchor=(0.01, 0.0), handlelength=3)
         figure.suptitle(f"Scores over iterations by rank: {study.world}", x=0.01, ha="left", fontsize=11)
         figure.tight_layout(rect=(0, 0.05, 1, 1))
-        return look.save(figure, folder, "ranks")
+        return look.save(figure, folder, name, vector=vector, dpi=220 if vector == "pdf" else 160)
 
 
 def _panels(study: Study) -> list[str]:
@@ -108,7 +115,8 @@ def _known(cells: list[Cell], metric: str) -> list[Cell]:
     return [cell for cell in cells if np.isfinite(cell.scores[metric].mean)]
 
 
-def _band(ax: "Axes", curve: list[Cell], metric: str, *, method: str) -> None:
+def band(ax: "Axes", curve: list[Cell], metric: str, *, method: str) -> None:
+    """A method's score over iterations with its 95% band over people."""
     curve = _known(curve, metric)
     if not curve:
         return
@@ -116,6 +124,15 @@ def _band(ax: "Axes", curve: list[Cell], metric: str, *, method: str) -> None:
     mean, low, high = ([100 * getattr(cell.scores[metric], name) for cell in curve] for name in ("mean", "low", "high"))
     ax.fill_between(x, low, high, color=look.colour(method), alpha=0.13, linewidth=0)
     ax.plot(x, mean, color=look.colour(method), linewidth=1.9, marker="o", markersize=4.5, label=look.label(method))
+
+
+def rival_lines(ax: "Axes", study: Study, metric: str, *, class_noun: str) -> None:
+    """Methods that are no LoRA of ours: a level each, as in the paper."""
+    for place, key in enumerate(study.rivals):
+        cell = study.cell(key, class_noun=class_noun)
+        if cell is not None and np.isfinite(cell.scores[metric].mean):
+            level, line = 100 * cell.scores[metric].mean, look.rival_line(place)
+            ax.axhline(level, color=look.colour(key.method), linewidth=1.3, linestyle=line, zorder=1)
 
 
 def _levels(ax: "Axes", study: Study, metric: str, *, class_noun: str) -> None:

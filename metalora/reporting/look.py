@@ -11,10 +11,44 @@ from metalora.core.atomic import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LABELS = {"lora": "LoRA", "lora_aug": "LoRA+aug", "meta_lora": "Meta-LoRA", "base": "untouched base"}
+LABELS = {
+    "base": "untouched base",
+    "lora": "LoRA",
+    "lora_aug": "LoRA+aug",
+    "meta_lora": "Meta-LoRA",
+    "ip_adapter": "IP-Adapter-like",
+    "dreambooth": "DreamBooth",
+    "dreambooth_aug": "DreamBooth+aug",
+    "textual_inversion": "textual inversion",
+    "textual_inversion_aug": "textual inversion+aug",
+    "pulid": "PuLID",
+    "instantid_sdxl": "InstantID (SD-XL)",
+    "instantid_lightning": "InstantID (Lightning)",
+    "photomaker_sdxl": "PhotoMaker (SD-XL)",
+    "photomaker_lightning": "PhotoMaker (Lightning)",
+}
+"""Names of methods; the order is the one in which figures and tables list them."""
 CLASSES = {"woman": "women", "man": "men", "both": "women and men"}
 # Okabe and Ito's palette: told apart with every common colour vision, and by lightness alone.
-COLOURS = {"lora": "#7f7f7f", "lora_aug": "#0072b2", "meta_lora": "#d55e00", "base": "#222222"}
+COLOURS = {
+    "base": "#222222",
+    "lora": "#7f7f7f",
+    "lora_aug": "#0072b2",
+    "meta_lora": "#d55e00",
+    "ip_adapter": "#009e73",
+    "dreambooth": "#cc79a7",
+    "dreambooth_aug": "#8c4a70",
+    "textual_inversion": "#e69f00",
+    "textual_inversion_aug": "#a87400",
+    "pulid": "#009e73",
+    "instantid_sdxl": "#cc79a7",
+    "instantid_lightning": "#8c4a70",
+    "photomaker_sdxl": "#e69f00",
+    "photomaker_lightning": "#a87400",
+}
+# Rivals have no rank and no curve: a mark of their own and a line style of their own, so that print needs no colour.
+_RIVAL_MARKS = ("*", "X", "p", "v", "<", ">", "h")
+_RIVAL_LINES = ((0, (6, 2)), (0, (3, 1.5)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), "-.", ":")
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D", 16: "P"}
 INK, FAINT = "#222222", "#9a9a9a"
 _STYLE: dict[str, Any] = {
@@ -40,6 +74,7 @@ _STYLE: dict[str, Any] = {
     "legend.fontsize": 8,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
+    "pdf.fonttype": 42,  # TrueType: text that can be searched and edited
     "svg.hashsalt": "metalora",  # the same figure is the same file
     "svg.fonttype": "path",
 }
@@ -53,6 +88,22 @@ def colour(method: str) -> str:
 def label(method: str) -> str:
     """The method's name as the paper writes it."""
     return LABELS.get(method, method)
+
+
+def order(method: str) -> tuple[int, str]:
+    """Where figures and tables list a method; unknown ones come last, by name."""
+    known = list(LABELS)
+    return (known.index(method) if method in LABELS else len(known), method)
+
+
+def rival_mark(place: int) -> str:
+    """The marker of the n-th rival of a figure."""
+    return _RIVAL_MARKS[place % len(_RIVAL_MARKS)]
+
+
+def rival_line(place: int) -> Any:
+    """The line style of the n-th rival of a figure."""
+    return _RIVAL_LINES[place % len(_RIVAL_LINES)]
 
 
 def marker(rank: int) -> str:
@@ -78,19 +129,27 @@ def style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn figure: an SVG for the report, a PNG for everything else (None: only the PNG exists)."""
+    """One drawn figure as files: SVG for the report, PDF for a paper (None: not drawn), PNG for everything else."""
 
     name: str
     svg: Path | None
     png: Path
+    pdf: Path | None = None
 
 
-def save(figure: "Figure", folder: Path, name: str) -> Picture:
-    """Write a figure as SVG and PNG, atomically."""
+def save(figure: "Figure", folder: Path, name: str, *, vector: str = "svg", dpi: int = 160) -> Picture:
+    """Write a figure as PNG and as SVG or PDF, atomically; the same figure is the same file.
+
+    Args:
+        vector: "svg" or "pdf".
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)  # drawn without pyplot: no window, no global state
-    for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
-        with atomic_path(folder / f"{name}.{suffix}") as path:
-            figure.savefig(path, format=suffix, dpi=160, bbox_inches="tight", pad_inches=0.08, metadata=metadata)
-    return Picture(name, folder / f"{name}.svg", folder / f"{name}.png")
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    files = {}
+    for suffix in (vector, "png"):
+        files[suffix] = folder / f"{name}.{suffix}"
+        with atomic_path(files[suffix]) as path:
+            figure.savefig(path, format=suffix, dpi=dpi, bbox_inches="tight", pad_inches=0.08, metadata=undated[suffix])
+    return Picture(name, files.get("svg"), files["png"], files.get("pdf"))

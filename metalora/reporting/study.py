@@ -10,6 +10,7 @@ from metalora.core.metrics import PairedDifference, StepsToMatch
 from metalora.evaluation import curves
 from metalora.evaluation.curves import Bounds, Cell, CellKey
 from metalora.evaluation.score_table import BASE, PHOTO_METHODS
+from metalora.reporting import look
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,20 @@ class Study:
         iterations = paper_reference()["operating_points"]
         return tuple(CellKey(method, 1, iterations[method]) for method in METHODS)
 
+    @cached_property
+    def rivals(self) -> tuple[CellKey, ...]:
+        """One cell of each method that is no LoRA of ours, in the figures' order.
+
+        Of a method that has several checkpoints it is the last one up to Meta-LoRA's operating point, else its first.
+        """
+        most = paper_reference()["operating_points"]["meta_lora"]
+        found: dict[str, list[CellKey]] = {}
+        for key in sorted({cell.key for cell in self.cells}, key=lambda key: (key.rank, key.iterations)):
+            if key.method not in (BASE, *METHODS):
+                found.setdefault(key.method, []).append(key)
+        chosen = [next((k for k in reversed(keys) if k.iterations <= most), keys[0]) for keys in found.values()]
+        return tuple(sorted(chosen, key=lambda key: look.order(key.method)))
+
     @property
     def overall(self) -> str:
         """ "both", or the only class there is."""
@@ -68,13 +83,13 @@ class Study:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Ranks that have been run."""
-        return tuple(sorted({cell.key.rank for cell in self.cells if cell.key.method != BASE}))
+        """Ranks at which the LoRA methods have been run."""
+        return tuple(sorted({cell.key.rank for cell in self.cells if cell.key.method in METHODS}))
 
     @property
     def iterations(self) -> tuple[int, ...]:
-        """Checkpoints that have been scored."""
-        return tuple(sorted({cell.key.iterations for cell in self.cells if cell.key.method != BASE}))
+        """Checkpoints of the LoRA methods that have been scored."""
+        return tuple(sorted({cell.key.iterations for cell in self.cells if cell.key.method in METHODS}))
 
     def cell(self, key: CellKey, *, class_noun: str | None = None) -> Cell | None:
         """A cell of a class (default: all people), None when it has not been run."""

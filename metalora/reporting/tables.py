@@ -35,9 +35,10 @@ def with_interval(interval: Interval) -> str:
 
 
 def comparison(study: Study) -> Table:
-    """Each method at the paper's operating point, over all people."""
+    """Each method at the paper's operating point, and each rival that is there, over all people."""
     rows = []
-    for key in (CellKey(BASE, 0, 0), *study.operating_points):
+    keys = [key for key in study.operating_points if study.cell(key) or not study.rivals]
+    for key in (CellKey(BASE, 0, 0), *study.rivals, *keys):
         cell = study.cell(key)
         name = look.label(key.method)
         if cell is None:
@@ -69,11 +70,16 @@ def comparison(study: Study) -> Table:
         "faces found %",
         "R-FaceSim, found only",
     )
-    return Table(f"Measured: {study.world}", header, tuple(rows), strong=frozenset({len(rows) - 1}))
+    return Table(f"Measured: {study.world}", header, tuple(rows), strong=_of_method(rows, "meta_lora"))
+
+
+def _of_method(rows: Sequence[tuple[str, ...]], method: str) -> frozenset[int]:
+    return frozenset(n for n, row in enumerate(rows) if row[0] == look.label(method))
 
 
 def _where(key: CellKey) -> str:
-    return NONE if key.method == BASE else f"{key.rank}, {key.iterations}"
+    """Of rivals that have neither rank nor iterations nothing."""
+    return ", ".join(str(n) if n else NONE for n in (key.rank, key.iterations)) if key.rank + key.iterations else NONE
 
 
 def papers() -> Table:
@@ -164,7 +170,7 @@ def every_cell(study: Study) -> Table:
         (
             look.CLASSES.get(cell.class_noun, cell.class_noun),
             look.label(cell.key.method),
-            *((NONE, NONE) if cell.key.method == BASE else (str(cell.key.rank), str(cell.key.iterations))),
+            *(str(n) if n else NONE for n in (cell.key.rank, cell.key.iterations)),
             *(percent(cell.scores[metric].mean) for metric in ("clip_t", "clip_i", "face_sim")),
             with_interval(cell.scores["r_face_sim"]),
             percent(cell.scores["face_found"].mean, digits=0),
@@ -178,9 +184,8 @@ def every_cell(study: Study) -> Table:
     return Table(f"Every cell: {study.world}", header, tuple(rows))
 
 
-def _order(cell: Cell) -> tuple[str, int, int, int]:
-    method = METHODS.index(cell.key.method) if cell.key.method in METHODS else -1
-    return (cell.class_noun, method, cell.key.rank, cell.key.iterations)
+def _order(cell: Cell) -> tuple[str, int, str, int, int]:
+    return (cell.class_noun, *look.order(cell.key.method), cell.key.rank, cell.key.iterations)
 
 
 def times(study: Study) -> Table | None:

@@ -27,20 +27,20 @@ def draw_tradeoff(study: Study, *, folder: Path) -> look.Picture | None:
     from matplotlib.figure import Figure
 
     panels = [c for c in ("woman", "man", "both") if c in study.classes] or list(study.classes)
-    points = {class_noun: _points(study, class_noun) for class_noun in panels}
-    if not any(points.values()):
+    found = {class_noun: points(study, class_noun) for class_noun in panels}
+    if not any(found.values()):
         return None
-    close = {class_noun: [c for c in points[class_noun] if c.key.method != WHOLE] for class_noun in panels}
-    rows = 2 if any(close.values()) and close != points else 1
+    close = {class_noun: [c for c in found[class_noun] if c.key.method != WHOLE] for class_noun in panels}
+    rows = 2 if any(close.values()) and close != found else 1
     with look.style():
         figure = Figure(figsize=(3.9 * len(panels) + 0.4, 0.9 + 3.4 * rows))
         axes = figure.subplots(rows, len(panels), squeeze=False, sharey="row")
         for column, class_noun in enumerate(panels):
-            _panel(axes[0][column], study, points[class_noun])
-            _context(axes[0][column], study, points[class_noun], class_noun=class_noun)
+            panel(axes[0][column], study, found[class_noun])
+            context(axes[0][column], study, found[class_noun], class_noun=class_noun)
             axes[0][column].set_title(look.CLASSES.get(class_noun, class_noun))
             if rows == 2:
-                _panel(axes[1][column], study, close[class_noun])
+                panel(axes[1][column], study, close[class_noun])
                 axes[1][column].set_title("closer up, without LoRA on the whole photo", fontsize=9, weight="normal")
             axes[-1][column].set_xlabel("CLIP-T (%)")
         for row in axes:
@@ -51,14 +51,16 @@ def draw_tradeoff(study: Study, *, folder: Path) -> look.Picture | None:
         return look.save(figure, folder, "tradeoff")
 
 
-def _points(study: Study, class_noun: str) -> list[Cell]:
+def points(study: Study, class_noun: str) -> list[Cell]:
+    """The LoRA methods' cells of a class that have both scores."""
     found = [c for c in study.cells if c.class_noun == class_noun and c.key.method in METHODS]
     return [c for c in found if np.isfinite([c.scores["clip_t"].mean, c.scores["r_face_sim"].mean]).all()]
 
 
-def _panel(ax: "Axes", study: Study, points: list[Cell]) -> None:
+def panel(ax: "Axes", study: Study, cells: list[Cell], *, scale: float = 1.0) -> None:
+    """Cells as markers by rank and iteration, with a polynomial per method; `scale` is of the markers' area."""
     for method in METHODS:
-        of_method = [cell for cell in points if cell.key.method == method]
+        of_method = [cell for cell in cells if cell.key.method == method]
         if not of_method:
             continue
         colour = look.colour(method)
@@ -66,7 +68,7 @@ def _panel(ax: "Axes", study: Study, points: list[Cell]) -> None:
             curve = sorted((c for c in of_method if c.key.rank == rank), key=lambda c: c.key.iterations)
             x, y = _xy(curve)
             ax.plot(x, y, color=colour, linewidth=0.7, alpha=0.35, zorder=2)
-            sizes = [look.marker_size(c.key.iterations, among=study.iterations) for c in curve]
+            sizes = [scale * look.marker_size(c.key.iterations, among=study.iterations) for c in curve]
             ax.scatter(
                 x,
                 y,
@@ -81,7 +83,25 @@ def _panel(ax: "Axes", study: Study, points: list[Cell]) -> None:
         _fit(ax, of_method, colour=colour)
         if len(study.ranks) == 1:
             _intervals(ax, of_method, colour=colour)
-    _operating_points(ax, study, points)
+    _operating_points(ax, study, cells, scale=scale)
+
+
+def rivals(ax: "Axes", study: Study, *, class_noun: str) -> None:
+    """Methods that are no LoRA of ours: one mark each."""
+    for place, key in enumerate(study.rivals):
+        cell = study.cell(key, class_noun=class_noun)
+        if cell is not None and np.isfinite([cell.scores["clip_t"].mean, cell.scores["r_face_sim"].mean]).all():
+            x, y = _xy([cell])
+            ax.scatter(
+                x,
+                y,
+                s=95,
+                marker=look.rival_mark(place),
+                color=look.colour(key.method),
+                edgecolor="white",
+                linewidth=0.6,
+                zorder=6,
+            )
 
 
 def _xy(cells: list[Cell]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,18 +124,18 @@ def _intervals(ax: "Axes", cells: list[Cell], *, colour: str) -> None:
         ax.plot([100 * clip.low, 100 * clip.high], [100 * face.mean] * 2, **bars)
 
 
-def _operating_points(ax: "Axes", study: Study, points: list[Cell]) -> None:
+def _operating_points(ax: "Axes", study: Study, cells: list[Cell], *, scale: float) -> None:
     """Ring the cells that the paper's tables compare."""
     for key in study.operating_points:
-        for cell in points:
+        for cell in cells:
             if cell.key == key:
                 x, y = _xy([cell])
-                ax.scatter(x, y, s=170, facecolor="none", edgecolor=look.INK, linewidth=1.0, zorder=5)
+                ax.scatter(x, y, s=170 * scale, facecolor="none", edgecolor=look.INK, linewidth=1.0, zorder=5)
 
 
-def _context(ax: "Axes", study: Study, points: list[Cell], *, class_noun: str) -> None:
+def context(ax: "Axes", study: Study, cells: list[Cell], *, class_noun: str) -> None:
     """The untouched base, ceilings and floor, and limits that hold all of them."""
-    x, y = _xy(points)
+    x, y = _xy(cells)
     base, bounds = study.base(class_noun=class_noun), study.bounds.get(class_noun)
     lows, highs = [*y], [*y]
     if base is not None and np.isfinite(base.scores["clip_t"].mean):
@@ -173,8 +193,8 @@ def _legend(figure: "Figure", study: Study) -> None:
             for n in (study.iterations[0], study.iterations[-1])
         ]
     ring = Line2D([], [], linestyle="", marker="o", markersize=10, markerfacecolor="none", color=look.INK)
-    points = [f"{look.label(key.method)} {key.iterations}" for key in study.operating_points]
-    ring.set_label(f"what the paper's tables compare: {', '.join(points)} iterations")
+    named = [f"{look.label(key.method)} {key.iterations}" for key in study.operating_points]
+    ring.set_label(f"what the paper's tables compare: {', '.join(named)} iterations")
     place = {"loc": "lower left", "columnspacing": 1.4}
     height = figure.get_figheight()
     figure.legend(handles=[*handles, ring], ncols=len(handles) + 1, bbox_to_anchor=(0.01, 0.22 / height), **place)

@@ -59,7 +59,7 @@ class RivalRecipe:
     seed: int = 21
 
 
-RIVAL = RivalRecipe(plan=Plan(steps=3200, checkpoint_seconds=60.0))
+RIVAL = RivalRecipe(plan=Plan(steps=10_000, warmup=0.018, checkpoint_seconds=60.0))
 
 
 def fresh_adapter(recipe: RivalRecipe, transformer: FluxTransformer2DModel, data: RivalData) -> FaceAdapter:
@@ -109,6 +109,7 @@ class Worker:
         barrier: Any,
     ) -> None:
         torch.set_num_threads(1)
+        self.began = time.process_time()
         self.rank, self.state, self.data, self.recipe, self.barrier = rank, state, data, recipe, barrier
         self.transformer, self.text, self.pooled = _frozen(weights)
         self.adapter = fresh_adapter(recipe, self.transformer, data).bfloat16()
@@ -145,6 +146,7 @@ class Worker:
         weighted.backward()
         gather({"adapter": self.adapter}, self.slots, state["gradients"][self.rank], gradients=True)
         state["report"][self.rank, 0], state["report"][self.rank, 1] = error, weighted.detach()
+        state["computed"][self.rank] = time.process_time() - self.began
         self.barrier.wait()
         gradient = state["gradients"].mean(0)
         gradient *= (recipe.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
@@ -201,7 +203,7 @@ def train_rival(
         until: stop after this many steps; None for the plan's length.
 
     Returns:
-        Steps, samples and seconds of the training.
+        Steps, samples, seconds, and the seconds that all processes computed.
     """
     checkpoint, data = state / "rival.safetensors", load_data(paths)
     adapter = fresh_adapter(recipe, _frozen(weights)[0], data)
@@ -210,18 +212,19 @@ def train_rival(
     shared = {name: torch.zeros(size).share_memory_() for name in ("parameters", "first", "second")}
     shared["gradients"] = torch.zeros(recipe.workers, size).share_memory_()
     shared["report"] = torch.zeros(recipe.workers, 2).share_memory_()
-    start, seconds = 0, 0.0
+    shared["computed"] = torch.zeros(recipe.workers, dtype=torch.float64).share_memory_()
+    start, seconds, computed = 0, 0.0, 0.0
     if checkpoint.is_file():
         tensors, notes = read_checkpoint(checkpoint)
         for name in ("parameters", "first", "second"):
             shared[name].copy_(tensors[name])
-        start, seconds = notes["step"], notes["seconds"]
+        start, seconds, computed = notes["step"], notes["seconds"], notes.get("core_seconds", 0.0)
     else:
         gather({"adapter": adapter}, slots, shared["parameters"], gradients=False)
     stop = recipe.plan.steps if until is None else min(until, recipe.plan.steps)
     summary: dict[str, Any] = {"steps": stop, "samples_seen": stop * recipe.batch}
     if start >= stop:
-        return summary | {"seconds": round(seconds, 1)}
+        return summary | {"seconds": round(seconds, 1), "core_seconds": round(computed, 1)}
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(recipe.workers) if recipe.workers > 1 else threading.Barrier(1)
     arguments = {"state": shared, "recipe": recipe, "weights": weights, "barrier": barrier}
@@ -240,7 +243,8 @@ def train_rival(
 
     def save(step: int, spent: float) -> None:
         tensors = {name: shared[name] for name in ("parameters", "first", "second")}
-        write_checkpoint(checkpoint, tensors, notes={"step": step, "seconds": spent})
+        notes = {"step": step, "seconds": spent, "core_seconds": computed + shared["computed"].sum().item()}
+        write_checkpoint(checkpoint, tensors, notes=notes)
 
     seconds = run_steps(
         name="rival",
@@ -256,7 +260,8 @@ def train_rival(
     )
     for process in others:
         process.join()
-    return summary | {"seconds": round(seconds, 1)}
+    computed += shared["computed"].sum().item()
+    return summary | {"seconds": round(seconds, 1), "core_seconds": round(computed, 1)}
 
 
 def export_rival(

@@ -1,0 +1,165 @@
+"""Appendix K: R-FaceSim and CLIP-T over Stage 2, by r1 and by the length of Stage 1.
+
+    python -m experiments.r1_selection.plot [OUTPUTS] [out=DIR]
+
+OUTPUTS: where `run` left r1_selection-R1-STEPS; default outputs.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.r1_selection.run import NAME
+from experiments.shown import Claim, Shown, interval, points, present, study_of, verdict
+from metalora.core import metrics
+from metalora.core.errors import UserError
+from metalora.evaluation.curves import Cell, CellKey, person_means, rows_of
+from metalora.reporting import look
+from metalora.reporting.iterations import SCORES
+from metalora.reporting.look import Picture
+from metalora.reporting.study import Study
+from metalora.reporting.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EARLY = 375
+"""Stage 2 is early up to here."""
+BUDGET = 0.03
+"""How far CLIP-T may lie below the base's, as where learning rates are chosen."""
+Studies = Mapping[tuple[int, int], Study]
+
+
+def studies_in(outputs: Path) -> Studies:
+    """Studies by (r1, Stage-1 iterations)."""
+    found = {}
+    for folder in sorted(outputs.glob(f"{NAME}-*-*")):
+        if match := re.fullmatch(rf"{NAME}-(\d+)-(\d+)", folder.name):
+            found[int(match[1]), int(match[2])] = study_of([folder])
+    if not found:
+        raise UserError(
+            "no Stage 2 of any prior", expected=f"{NAME}-R1-STEPS/evaluate/*", got=str(outputs), key="OUTPUTS"
+        )
+    return found
+
+
+def make(studies: Studies, out: Path) -> Shown:
+    """The figure, a table of all cells, and two claims."""
+    return Shown((_table(studies),), (_draw(studies, out),), (_early(studies), _best(studies)))
+
+
+def _curve(study: Study) -> list[Cell]:
+    return study.curve("meta_lora", rank=1, class_noun=study.overall)
+
+
+def _table(studies: Studies) -> Table:
+    iterations = sorted({cell.key.iterations for study in studies.values() for cell in _curve(study)})
+    rows = []
+    for (rank, steps), study in studies.items():
+        cells = {cell.key.iterations: cell.scores for cell in _curve(study)}
+        texts = [
+            f"{points(cells[n]['r_face_sim'].mean)} / {points(cells[n]['clip_t'].mean)}" if n in cells else ""
+            for n in iterations
+        ]
+        rows.append((str(rank), str(steps), *texts))
+    world = next(iter(studies.values())).world
+    header = ("r1", "Stage 1", *(f"{n} it." for n in iterations))
+    return Table(f"R-FaceSim / CLIP-T over Stage 2, women: {world} (the paper prints no numbers)", header, tuple(rows))
+
+
+def _draw(studies: Studies, out: Path) -> Picture:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    ranks, lengths = (sorted({key[n] for key in studies}) for n in (0, 1))
+    shade = dict(zip(lengths, colormaps["cividis"](np.linspace(0.85, 0.0, len(lengths))), strict=True))
+    with look.style():
+        figure = Figure(figsize=(2.4 * len(ranks) + 0.6, 4.6))
+        axes = figure.subplots(2, len(ranks), squeeze=False, sharex=True, sharey="row")
+        for column, rank in enumerate(ranks):
+            for row, metric in enumerate(SCORES):
+                ax: Axes = axes[row][column]
+                for place, steps in enumerate(lengths):
+                    if study := studies.get((rank, steps)):
+                        curve = _curve(study)
+                        x = [cell.key.iterations for cell in curve]
+                        y = [100 * cell.scores[metric].mean for cell in curve]
+                        mark = {"marker": look.rival_mark(place), "markersize": 5, "linewidth": 1.4}
+                        ax.plot(x, y, color=shade[steps], label=f"{steps}", **mark)
+                if column == 0:
+                    ax.set_ylabel(SCORES[metric])
+            axes[0][column].set_title(f"r1 = {rank}")
+            axes[1][column].set_xlabel("Stage-2 iterations")
+        handles, labels = axes[0][-1].get_legend_handles_labels()
+        figure.legend(handles, labels, title="Stage-1 iterations", ncols=len(lengths), loc="lower left")
+        figure.suptitle(f"Women, r2 = 1: {next(iter(studies.values())).world}", x=0.01, ha="left")
+        figure.tight_layout(rect=(0, 0.11, 1, 1))
+        return look.save(figure, out, NAME, vector="pdf", dpi=220)
+
+
+def _early(studies: Studies) -> Claim:
+    """CLIP-T of the widest against the narrowest, over the early checkpoints and all lengths of Stage 1."""
+    claim = "a larger r1 overfits sooner: lower CLIP-T early in Stage 2"
+    ranks = sorted({rank for rank, _ in studies})
+    low, high = ranks[0], ranks[-1]
+    shared = [steps for rank, steps in studies if rank == low and (high, steps) in studies]
+    if low == high or not shared:
+        return Claim(claim, None, "there is one r1 only")
+    gaps = []
+    for steps in shared:
+        means = [_early_means(studies[rank, steps]) for rank in (high, low)]
+        gaps.append(means[0] - means[1])
+    found = metrics.bootstrap(np.mean(gaps, axis=0))
+    told = f"r1 {high} minus r1 {low}: {interval(found.mean, found.low, found.high)} points of CLIP-T up to {EARLY}"
+    return Claim(claim, verdict(-found.high, -found.low), told)
+
+
+def _early_means(study: Study) -> np.ndarray:
+    """CLIP-T of each person, the mean of the early checkpoints."""
+    keys = [cell.key for cell in _curve(study) if cell.key.iterations <= EARLY]
+    tables = [rows_of(study.scores, key, class_noun=study.overall) for key in keys]
+    people = sorted(set(tables[0].loc[tables[0]["clip_t"].notna(), "identity"]))
+    scored = [rows[rows["identity"].isin(people)] for rows in tables]
+    return np.mean([person_means(rows, "clip_t", among=people) for rows in scored], axis=0)
+
+
+def _best(studies: Studies) -> Claim:
+    """The highest R-FaceSim at a CLIP-T within the budget."""
+    claim = "the best balance is at the middle r1, five sixths of the longest Stage 1, and 375 iterations of Stage 2"
+    kept = []
+    for (rank, steps), study in studies.items():
+        base = study.cell(CellKey("base", 0, 0))
+        for cell in _curve(study):
+            if base is not None and base.scores["clip_t"].mean - cell.scores["clip_t"].mean <= BUDGET:
+                kept.append((cell.scores["r_face_sim"].mean, rank, steps, cell))
+    if not kept:
+        return Claim(claim, None, "no cell keeps CLIP-T")
+    _, rank, steps, cell = max(kept, key=lambda found: found[0])
+    ranks, lengths = (sorted({key[n] for key in studies}) for n in (0, 1))
+    middle = rank == ranks[len(ranks) // 2]
+    there = middle and steps < lengths[-1] and cell.key.iterations in (375, 500)
+    face = cell.scores["r_face_sim"]
+    told = f"highest R-FaceSim within {points(BUDGET)} points of the base's CLIP-T: r1 {rank}, Stage 1 {steps}, Stage 2"
+    told += f" {cell.key.iterations}, {points(face.mean)} ({points(face.low)} to {points(face.high)})"
+    rest = max((found for found in kept if found[1] != rank), key=lambda found: found[0], default=None)
+    if rest:
+        told += f"; with another r1 at best {points(rest[0])} (r1 {rest[1]})"
+        if rest[0] > face.low:
+            return Claim(claim, None, told + ", too near to tell")
+    return Claim(claim, there, told)
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    where = next((Path(word) for word in words if "=" not in word), Path("outputs"))
+    target = next(
+        (Path(word.removeprefix("out=")) for word in words if word.startswith("out=")), Path("outputs/paper") / NAME
+    )
+    try:
+        present(NAME, make(studies_in(where), target), out=target)
+    except UserError as error:
+        raise SystemExit(f"{NAME}: {error}") from None

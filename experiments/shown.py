@@ -1,0 +1,115 @@
+"""What every table and figure of the paper shares: where the scores are, what is printed, what is written.
+
+    python -m experiments.NAME.plot [FOLDER ...] [out=DIR]
+
+FOLDER: finished experiment folders; without one outputs/reproduce, and outputs/rivals where it is.
+DIR: outputs/paper/NAME.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from metalora.core.atomic import write_bytes, write_json
+from metalora.core.errors import UserError
+from metalora.evaluation.score_table import read_scores
+from metalora.reporting.look import Picture
+from metalora.reporting.study import Study
+from metalora.reporting.tables import Table, as_text
+from metalora.tasks.report import WORLDS
+from metalora.tasks.study import newest_study, used
+
+FOLDERS = ("outputs/reproduce", "outputs/rivals", "outputs/rivals_aug")
+"""What `make sweep` and `make rivals` leave; the first must be there."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and what the scores say to it; `holds` is None where they do not decide."""
+
+    claim: str
+    holds: bool | None
+    evidence: str
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        verdict = {True: "HOLDS here", False: "DOES NOT HOLD here", None: "NOT DECIDED here"}[self.holds]
+        return f"The paper: {self.claim}. {verdict}: {self.evidence}."
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table or figure of the paper, as measured."""
+
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    claims: tuple[Claim, ...]
+
+
+def study_of(folders: Sequence[Path]) -> Study:
+    """The newest studies of experiment folders as one; a folder's cells come from one study each.
+
+    Raises:
+        UserError: a folder has no scores.
+    """
+    tables, worlds = [], set()
+    for folder in folders:
+        newest = newest_study(folder)
+        if newest is None:
+            raise UserError(
+                "no scores to show", expected="evaluate/*/scores.parquet below it", got=str(folder), key="FOLDER"
+            )
+        found = used(folder, newest)
+        tables += found.scores
+        worlds |= found.worlds()
+    world = " and ".join(WORLDS.get(name, name) for name in sorted(worlds))
+    return Study(read_scores(tables), world=world, seconds={}, facts={})
+
+
+def show(name: str, make: Callable[[Study, Path], Shown], words: Sequence[str]) -> None:
+    """Read, draw, print and write one experiment; `words` as typed after the module."""
+    try:
+        folders, out = places(name, words)
+        present(name, make(study_of(folders), out), out=out)
+    except UserError as error:
+        raise SystemExit(f"{name}: {error}") from None
+
+
+def places(name: str, words: Sequence[str]) -> tuple[list[Path], Path]:
+    """The folders to read and the one to write, from what was typed."""
+    out = next((Path(word.removeprefix("out=")) for word in words if word.startswith("out=")), None)
+    folders = [Path(word) for word in words if "=" not in word]
+    if unknown := [word for word in words if "=" in word and not word.startswith("out=")]:
+        raise UserError("unknown option", expected="[FOLDER ...] [out=DIR]", got=unknown[0])
+    if not folders:
+        folders = [Path(FOLDERS[0]), *(Path(folder) for folder in FOLDERS[1:] if Path(folder).is_dir())]
+    return folders, out or Path("outputs/paper") / name
+
+
+def present(name: str, shown: Shown, *, out: Path) -> None:
+    """Print tables and claims, and write them beside the pictures as NAME.md and claims.json."""
+    parts = ["```\n" + as_text(table) + "\n```" for table in shown.tables if table.rows]
+    lines = [claim.line() for claim in shown.claims]
+    write_bytes(out / f"{name}.md", ("\n\n".join([*lines, *parts]) + "\n").encode())
+    write_json(out / "claims.json", {"experiment": name, "claims": [asdict(claim) for claim in shown.claims]})
+    for table in shown.tables:
+        if table.rows:
+            print(as_text(table) + "\n")
+    print(*lines, sep="\n")
+    files = [str(file) for picture in shown.pictures for file in (picture.pdf, picture.svg, picture.png) if file]
+    print("written: " + ", ".join([*files, str(out / f"{name}.md")]))
+
+
+def points(value: float, *, sign: bool = False) -> str:
+    """A cosine or fraction times 100 with one decimal."""
+    return f"{100 * value:{'+' if sign else ''}.1f}"
+
+
+def interval(mean: float, low: float, high: float) -> str:
+    """Points with their 95% interval."""
+    return f"{points(mean, sign=True)} ({points(low, sign=True)} to {points(high, sign=True)})"
+
+
+def verdict(low: float, high: float) -> bool | None:
+    """Whether a difference that the paper has above 0 is so here; None where the interval holds 0."""
+    return True if low > 0 else False if high < 0 else None

@@ -1,0 +1,173 @@
+"""The paper's tables and figures from made-up scores: what is written, and that a claim follows the numbers."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.fig3 import plot as fig3
+from experiments.fig4 import plot as fig4
+from experiments.fig6 import plot as fig6
+from experiments.fig7 import plot as fig7
+from experiments.r1_selection import plot as r1_selection
+from experiments.shown import Claim, places, present, study_of
+from experiments.table1 import plot as table1
+from experiments.table2 import plot as table2
+from experiments.table3 import plot as table3
+from experiments.table4 import plot as table4
+from metalora.core.errors import UserError
+from metalora.evaluation.drop import drop_of_people
+from metalora.evaluation.frontier import frontier_gap
+from metalora.evaluation.score_table import read_scores
+from metalora.reporting.study import Study
+from tests.reporting.made_up import make_scores
+
+
+def with_rival(scores, *, face=0.7, copied=0.2, clip=0.76):
+    """The table and a tuning-free rival, whose faces are near the reference and less near the other photos."""
+    base = scores[scores["method"] == "meta_lora"].copy()
+    base = base[(base["rank"] == 1) & (base["iterations"] == 375)]
+    base[["method", "rank", "iterations"]] = ["ip_adapter", 0, 0]
+    seen = base["face_found"] == 1
+    noise = np.random.default_rng(0).normal(0, 0.01, len(base))
+    base.loc[seen, "r_face_sim"] = face + noise[seen]
+    base.loc[seen, "face_sim"] = face + copied
+    base.loc[base["clip_t"].notna(), "clip_t"] = clip
+    return pd.concat([scores, base], ignore_index=True)
+
+
+def study(tmp_path, **changes):
+    table = read_scores([make_scores(tmp_path, pictures=False, **changes)])
+    table["kind"] = ["stylized" if k % 2 else "recontextualized" for k in range(len(table))]
+    return Study(with_rival(table), world="a made-up world", seconds={}, facts={})
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    return study(tmp_path_factory.mktemp("grid"), ranks=(1, 4, 16), people=4, clip_people=4, prompts=4)
+
+
+def test_figures_are_vector_and_pixels_and_the_same_each_time(grid, tmp_path):
+    for place in ("a", "b"):
+        shown = fig3.make(grid, tmp_path / place)
+        assert [picture.name for picture in shown.pictures] == ["fig3"]
+        fig6.make(grid, tmp_path / place)
+    for name in ("fig3.pdf", "fig6.pdf", "fig3.png"):
+        first, second = ((tmp_path / place / name).read_bytes() for place in ("a", "b"))
+        assert first == second
+        assert first.startswith(b"%PDF" if name.endswith("pdf") else b"\x89PNG")
+    assert (
+        b"/Subtype /Image" not in (tmp_path / "a" / "fig3.pdf").read_bytes()
+    )  # lines and text, nothing painted as pixels
+
+
+def test_the_frontier_is_the_distance_of_two_known_parabolas(tmp_path):
+    rows = []
+    for method, up in (("meta_lora", 0.1), ("lora_aug", 0.0)):
+        for n, clip in enumerate((0.5, 0.6, 0.7, 0.8)):
+            shared = {"method": method, "rank": 1, "iterations": n, "class_noun": "woman", "face_found": 1.0}
+            for k in range(5):
+                face = 0.4 + up - (clip - 0.5) ** 2 + 0.01 * k
+                unsplash = {"identity": f"a{k}", "r_face_sim": face, "clip_t": np.nan, "test_photos": 3}
+                ffhq = {"identity": f"b{k}", "r_face_sim": np.nan, "clip_t": clip, "face_found": np.nan}
+                rows += [shared | unsplash, shared | ffhq]
+    found = frontier_gap(pd.DataFrame(rows), method="meta_lora", other="lora_aug", class_noun="woman", resamples=50)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert found.clip_t == pytest.approx((0.5, 0.8))
+    away = pd.DataFrame(rows)
+    away.loc[away["method"] == "lora_aug", "clip_t"] -= 0.5
+    assert frontier_gap(away, method="meta_lora", other="lora_aug", class_noun="woman") is None  # no common CLIP-T
+
+
+def test_the_drops_mean_is_the_drop_of_the_means():
+    scores = {"face_sim": [0.5, 0.7, 0.4, 0.4, 0.01], "r_face_sim": [0.4, 0.6, 0.4, 0.3, 0.02]}
+    rows = pd.DataFrame({"identity": list("aabbc")} | scores)
+    means = rows.groupby("identity")[["face_sim", "r_face_sim"]].mean().sum()
+    exact = means["r_face_sim"] / means["face_sim"] - 1
+    assert drop_of_people(rows).mean() == pytest.approx(exact, abs=0.06)  # the jackknife's own bias correction
+    same = rows.assign(face_sim=rows["r_face_sim"] * 2)
+    assert drop_of_people(same).to_numpy() == pytest.approx(np.full(3, -0.5))
+
+
+def test_table_3_claims_what_the_scores_say(grid, tmp_path):
+    shown = table3.make(grid, tmp_path)
+    (claim,) = shown.claims
+    assert claim.holds is True
+    assert "IP-Adapter-like loses 22.1%" in claim.evidence  # (0.7 - 0.9) / 0.9, and its noise
+    labels = [row[0] for row in shown.tables[0].rows]
+    assert labels[:4] == ["IP-Adapter-like", "LoRA", "LoRA+aug", "Meta-LoRA"]
+    assert "PuLID (FLUX.1-dev)" in labels and labels.count("Meta-LoRA") == 1
+    honest = Study(
+        with_rival(grid.scores[grid.scores["method"] != "ip_adapter"], copied=0.0), world="", seconds={}, facts={}
+    )
+    assert table3.make(honest, tmp_path).claims[0].holds is False
+
+
+def test_table_4_finds_the_strongest_of_the_others(grid, tmp_path):
+    face, _ = table4.make(grid, tmp_path).claims
+    assert face.holds is False and "IP-Adapter-like" in face.evidence
+    alone = Study(grid.scores[grid.scores["method"].isin(["base", "meta_lora"])], world="", seconds={}, facts={})
+    assert table4.make(alone, tmp_path).claims[0].holds is None
+
+
+def test_a_judge_takes_the_highest_shares_ties_and_never_a_missing_face():
+    def model(scores):
+        cells = {"identity": ["a", "a", "b"], "prompt_id": ["1", "2", "1"], "seed": [0, 0, 0]}
+        return pd.DataFrame(cells | {"r_face_sim": scores, "face_found": [float(s == s) for s in scores]})
+
+    won = table1.wins([model([0.5, 0.2, np.nan]), model([0.4, 0.2, -0.3])], "r_face_sim")
+    assert won == pytest.approx(np.array([[0.75, 0.0], [0.25, 1.0]]))
+
+
+def test_table_1_shifts_towards_the_copier(grid, tmp_path):
+    shown = table1.make(grid, tmp_path)
+    assert "JUDGED BY A MACHINE" in shown.tables[0].title
+    assert all("no people have been asked" in claim.evidence for claim in shown.claims)
+
+
+def test_table_2_counts_sets(tmp_path):
+    made = study(tmp_path / "made", seeds=(0, 1), iterations=(375,), people=2, clip_people=4, prompts=4)
+    made.scores["seed_diversity"] = np.where(made.scores["method"] == "ip_adapter", 0.1, 0.2)
+    rows = table2.make(made, tmp_path).tables[0].rows
+    assert rows[1][1].startswith("100.0")  # always more diverse
+    prompt = [float(text.split()[0]) for text in rows[0][1:]]
+    assert all(0 <= share <= 100 for share in prompt)
+
+
+def test_grids_show_people_by_name_and_say_what_is_missing(tmp_path, grid, monkeypatch):
+    monkeypatch.setattr(fig4, "SETS", tmp_path / "nowhere")
+    shown = fig4.make(grid, tmp_path)
+    assert shown.claims[0].holds is None and "make sets" in shown.claims[0].evidence
+    pictures = fig7.make(grid, tmp_path).pictures
+    assert [picture.name for picture in pictures] == ["fig7", "fig8"]
+    assert all(picture.pdf and picture.pdf.read_bytes().startswith(b"%PDF") for picture in pictures)
+
+
+def test_r1_is_chosen_within_the_budget(tmp_path):
+    def meta(name, **changes):
+        few = {"people": 4, "clip_people": 4, "prompts": 3, "pictures": False}
+        table = read_scores([make_scores(tmp_path / name, methods=("meta_lora",), **few, **changes)])
+        return Study(table, world="", seconds={}, facts={})
+
+    studies = {(16, 400): meta("a", dearer=-0.05), (64, 400): meta("b", dearer=0.1)}
+    early, best = r1_selection.make(studies, tmp_path / "out").claims
+    assert early.holds is True  # r1 64 costs CLIP-T
+    assert best.holds is False and "r1 16" in best.evidence and "CLIP-T" in best.evidence
+    assert (tmp_path / "out" / "r1_selection.pdf").is_file()
+    with pytest.raises(UserError, match="no Stage 2"):
+        r1_selection.studies_in(tmp_path)
+
+
+def test_words_folders_and_files(tmp_path, grid, capsys):
+    assert places("fig3", ["a", "b", "out=c"])[1].name == "c"
+    with pytest.raises(UserError, match="unknown option"):
+        places("fig3", ["colour=red"])
+    with pytest.raises(UserError, match="no scores to show"):
+        study_of([tmp_path])
+    present("fig6", fig6.make(grid, tmp_path), out=tmp_path)
+    told = capsys.readouterr().out
+    written = (tmp_path / "fig6.md").read_text()
+    assert len(re.findall(r"The paper: .*here: ", told)) == len(re.findall("The paper: ", written)) == 2
+    assert Claim("x", None, "y").line() == "The paper: x. NOT DECIDED here: y."

@@ -16,6 +16,8 @@ from metalora.configuration import conf_dir
 from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob, generate
 from metalora.people.benchmark import load_prompts
+from metalora.tasks.artifact import Artifact
+from metalora.tasks.generate import artifact_of
 from metalora.tasks.progress import Board
 from metalora.tasks.setting import Setting, set_threads
 
@@ -42,13 +44,19 @@ def main(folder: Path, out: Path) -> None:
                 for prompt in prompts.of("clip", noun)
                 for seed in SEEDS
             ]
+            made = artifact_of(setting, jobs=jobs, label=method)
+            images = Artifact(out / method, made.config, made.parents)
+            if images.complete:
+                continue
+            images.begin()
             generate(
                 setting.backbone,
                 jobs,
                 **{key: setting["sampling"][key] for key in ("steps", "guidance", "size", "batch_size")},
-                out=out / method,
+                out=images.folder,
                 progress=board.reporter(method),
             )
+            images.finish(images=len(jobs))
 
 
 if __name__ == "__main__":

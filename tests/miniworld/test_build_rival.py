@@ -97,7 +97,7 @@ def test_two_processes_average_their_gradients(parts: list[Path], tmp_path: Path
     train_rival(parts, recipe=recipe, state=tmp_path, quiet=True)
     moment = read_checkpoint(tmp_path / "rival.safetensors")[0]["first"]
     state = {name: torch.zeros_like(moment) for name in ("parameters", "first", "second")}
-    state |= {"gradients": torch.zeros(2, len(moment)), "report": torch.zeros(2, 2)}
+    state |= {"gradients": torch.zeros(2, len(moment)), "report": torch.zeros(2, 2), "computed": torch.zeros(2)}
     for rank in (0, 1):
         barrier = threading.Barrier(1)  # nobody is waited for: each leaves its gradient
         worker = Worker(rank, state=state, data=data, recipe=recipe, weights=WEIGHTS, barrier=barrier)

@@ -6,9 +6,6 @@ Legend: B batch, K captions per picture, L text tokens, N image tokens, C channe
 """
 
 import copy
-import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
 from diffusers import FluxPipeline
 from torch import Tensor
 
 from metalora.miniworld.build.data import Corpus, generator, torch_generator
 from metalora.miniworld.build.flat import Moments, Slot, adamw_step, gather, lay_out, muon_step, scatter, share
 from metalora.miniworld.build.forward import rotary, velocity
-from metalora.miniworld.build.loop import Plan, read_checkpoint, run_steps, write_checkpoint
+from metalora.miniworld.build.loop import Plan, read_checkpoint, write_checkpoint
 from metalora.miniworld.build.models import TEXT_LENGTH, VAE_FACTOR, FluxModels, make_flux
+from metalora.miniworld.build.together import train_together
 from metalora.miniworld.build.wordlist import make_tokenizer
 from metalora.miniworld.captions import sample_caption
 from metalora.miniworld.shots import Shot
@@ -340,20 +337,6 @@ class Worker:
         state.average[self.part].lerp_(state.parameters[self.part], 1 - decay)
 
 
-def _die_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed training must not leave a worker waiting at the barrier."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def _work(rank: int, parent: int, start: int, steps: int, arguments: dict[str, Any]) -> None:
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    worker = Worker(rank, **arguments)
-    for step in range(start, steps):
-        worker.step(step)
-
-
 def train_flux(
     data: FluxData,
     *,
@@ -392,19 +375,8 @@ def train_flux(
     if start >= stop:
         return summary | {"seconds": round(seconds, 1)}
     data.share_memory()
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(recipe.workers) if recipe.workers > 1 else threading.Barrier(1)
-    arguments = {"state": shared, "data": data, "recipe": recipe, "vocabulary": vocabulary, "barrier": barrier}
-    others = [
-        context.Process(target=_work, args=(rank, os.getpid(), start, stop, arguments), daemon=True)
-        for rank in range(1, recipe.workers)
-    ]
-    for process in others:
-        process.start()
-    worker = Worker(0, **arguments)
 
-    def one_step(step: int) -> Mapping[str, float]:
-        worker.step(step)
+    def told() -> Mapping[str, float]:
         loss, guided = shared.report.mean(0).tolist()
         return {"loss": loss, "guided": guided}
 
@@ -414,20 +386,21 @@ def train_flux(
         if at_checkpoint is not None:
             at_checkpoint(step)
 
-    seconds = run_steps(
+    seconds = train_together(
+        Worker,
+        workers=recipe.workers,
+        arguments={"state": shared, "data": data, "recipe": recipe, "vocabulary": vocabulary},
         name="FLUX",
         plan=recipe.plan,
         start=start,
         stop=stop,
-        one_step=one_step,
+        told=told,
         save=save,
         seconds_before=seconds,
         log=state / "flux.jsonl",
         batch=recipe.batch,
         quiet=quiet,
     )
-    for process in others:
-        process.join()
     return summary | {"seconds": round(seconds, 1)}
 
 

@@ -6,10 +6,8 @@ adapter as one flat vector. Running the command again continues.
 Legend: B batch, N image tokens, C channels of a packed token, P parameters.
 """
 
-import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,6 @@ from typing import Any
 
 import diffusers
 import torch
-import torch.multiprocessing as multiprocessing
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
@@ -32,9 +29,10 @@ from metalora.miniworld.build.data import generator, torch_generator
 from metalora.miniworld.build.flat import Moments, adamw_step, gather, lay_out, scatter, share
 from metalora.miniworld.build.flux import draw_time, error_weights, image_ids, pack
 from metalora.miniworld.build.forward import rotary, velocity
-from metalora.miniworld.build.loop import Plan, read_checkpoint, run_steps, write_checkpoint
+from metalora.miniworld.build.loop import Plan, read_checkpoint, write_checkpoint
 from metalora.miniworld.build.models import TEXT_LENGTH
 from metalora.miniworld.build.rival_data import RivalData, load_data, write_data
+from metalora.miniworld.build.together import train_together
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -174,17 +172,8 @@ def _frozen(weights: Path) -> tuple[FluxTransformer2DModel, T5EncoderModel, CLIP
     return transformer, text, pooled
 
 
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def _work(rank: int, parent: int, start: int, stop: int, paths: list[Path], arguments: dict[str, Any]) -> None:
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    worker = Worker(rank, data=load_data(paths), **arguments)
-    for step in range(start, stop):
-        worker.step(step)
+def _worker(rank: int, *, paths: Sequence[Path], **arguments: Any) -> Worker:
+    return Worker(rank, data=load_data(paths), **arguments)
 
 
 def train_rival(
@@ -205,8 +194,8 @@ def train_rival(
     Returns:
         Steps, samples, seconds, and the seconds that all processes computed.
     """
-    checkpoint, data = state / "rival.safetensors", load_data(paths)
-    adapter = fresh_adapter(recipe, _frozen(weights)[0], data)
+    checkpoint = state / "rival.safetensors"
+    adapter = fresh_adapter(recipe, _frozen(weights)[0], load_data(paths))
     slots = lay_out({"adapter": adapter})
     size = slots[-1].stop
     shared = {name: torch.zeros(size).share_memory_() for name in ("parameters", "first", "second")}
@@ -225,19 +214,8 @@ def train_rival(
     summary: dict[str, Any] = {"steps": stop, "samples_seen": stop * recipe.batch}
     if start >= stop:
         return summary | {"seconds": round(seconds, 1), "core_seconds": round(computed, 1)}
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(recipe.workers) if recipe.workers > 1 else threading.Barrier(1)
-    arguments = {"state": shared, "recipe": recipe, "weights": weights, "barrier": barrier}
-    others = [
-        context.Process(target=_work, args=(rank, os.getpid(), start, stop, paths, arguments), daemon=True)
-        for rank in range(1, recipe.workers)
-    ]
-    for process in others:
-        process.start()
-    worker = Worker(0, data=data, **arguments)
 
-    def one_step(step: int) -> Mapping[str, float]:
-        worker.step(step)
+    def told() -> Mapping[str, float]:
         loss, weighted = shared["report"].mean(0).tolist()
         return {"loss": loss, "weighted": weighted}
 
@@ -246,20 +224,21 @@ def train_rival(
         notes = {"step": step, "seconds": spent, "core_seconds": computed + shared["computed"].sum().item()}
         write_checkpoint(checkpoint, tensors, notes=notes)
 
-    seconds = run_steps(
+    seconds = train_together(
+        _worker,
+        workers=recipe.workers,
+        arguments={"paths": paths, "state": shared, "recipe": recipe, "weights": weights},
         name="rival",
         plan=recipe.plan,
         start=start,
         stop=stop,
-        one_step=one_step,
+        told=told,
         save=save,
         seconds_before=seconds,
         log=state / "rival.jsonl",
         batch=recipe.batch,
         quiet=quiet,
     )
-    for process in others:
-        process.join()
     computed += shared["computed"].sum().item()
     return summary | {"seconds": round(seconds, 1), "core_seconds": round(computed, 1)}
 

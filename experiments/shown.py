@@ -6,6 +6,7 @@ FOLDER: finished experiment folders; without one outputs/reproduce, and outputs/
 DIR: outputs/paper/NAME.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from metalora.core.errors import UserError
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.look import Picture
 from metalora.reporting.study import Study
-from metalora.reporting.tables import Table, as_text
+from metalora.reporting.tables import NONE, Table, as_text
 from metalora.tasks.report import WORLDS
 from metalora.tasks.study import newest_study, used
 
@@ -101,7 +102,9 @@ def present(name: str, shown: Shown, *, out: Path) -> None:
 
 
 def points(value: float, *, sign: bool = False) -> str:
-    """A cosine or fraction times 100 with one decimal."""
+    """A cosine or fraction times 100 with one decimal; a dash for what was not measured."""
+    if not math.isfinite(value):
+        return NONE
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 

@@ -1,6 +1,9 @@
 """The paper's tables and figures from made-up scores: what is written, and that a claim follows the numbers."""
 
+import io
 import re
+import subprocess
+from contextlib import redirect_stderr
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ from experiments.fig4 import plot as fig4
 from experiments.fig6 import plot as fig6
 from experiments.fig7 import plot as fig7
 from experiments.r1_selection import plot as r1_selection
+from experiments.r1_selection import run as r1_run
 from experiments.shown import Claim, places, present, study_of
 from experiments.table1 import plot as table1
 from experiments.table2 import plot as table2
@@ -21,6 +25,7 @@ from metalora.evaluation.drop import drop_of_people
 from metalora.evaluation.frontier import frontier_gap
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.study import Study
+from metalora.tasks.progress import Board
 from tests.reporting.made_up import make_scores
 
 
@@ -158,6 +163,30 @@ def test_r1_is_chosen_within_the_budget(tmp_path):
     assert (tmp_path / "out" / "r1_selection.pdf").is_file()
     with pytest.raises(UserError, match="no Stage 2"):
         r1_selection.studies_in(tmp_path)
+
+
+def test_every_prior_that_stage_1_names_gets_its_stage_2(monkeypatch):
+    ran = []
+
+    def command(words, **_):
+        ran.append(words[3:])
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        told = io.StringIO()
+        with Board(stream=told) as board, redirect_stderr(told):
+            if words[3] == "meta-train":
+                board.say(f"prior: out/r{given['meta_rank']}/prior.safetensors")
+        failed = given.get("meta_rank") == "64" and words[3] == "reproduce"
+        return subprocess.CompletedProcess(words, int(failed), "", told.getvalue() + "metalora: no room\n" * failed)
+
+    monkeypatch.setattr(subprocess, "run", command)
+    r1_run.main(["ranks=16,32", "steps=200,400", "jobs=1", "people.count=4"])
+    second = [words for words in ran if words[0] == "reproduce"]
+    assert [[word for word in words if "priors" in word] for words in second] == [
+        [f"priors.woman=out/r{rank}/prior-{steps:06d}.safetensors"] for steps in (400, 200) for rank in (16, 32)
+    ]
+    assert all({"people.count=4", "experiment=mini/r1_selection"} <= set(words) for words in ran)
+    with pytest.raises(SystemExit, match="Stage 2 from r1 64 after 200: metalora: no room"):
+        r1_run.main(["ranks=64", "steps=200"])
 
 
 def test_words_folders_and_files(tmp_path, grid, capsys):

@@ -81,7 +81,7 @@ def _papers() -> list[_Bars]:
             .replace(" (", "\n(")
             .replace("SD-XL Lightning", "SD-XL\nLightning")
             .replace(" rank-1", "\nrank-1"),
-            colour=look.colour(row["method"]) if "method" in row else "#b0a3c0",
+            colour=look.colour(row["method"]),
             face_sim=row["face_sim"],
             r_face_sim=row["r_face_sim"],
             difference=row["difference"],

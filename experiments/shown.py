@@ -125,9 +125,8 @@ def interval(mean: float, low: float, high: float) -> str:
 
 def told(gap: PairedDifference) -> str:
     """Points with their 95% interval and p."""
-    p = "" if math.isnan(gap.p) else ", p < 0.001" if gap.p < 0.001 else f", p = {gap.p:.3f}"
-    ends = f"({points(gap.low, sign=True)} to {points(gap.high, sign=True)})"
-    return f"{points(gap.mean, sign=True)} points {ends}{p}"
+    p = "" if math.isnan(gap.p) else "; p < 0.001" if gap.p < 0.001 else f"; p = {gap.p:.3f}"
+    return f"{points(gap.mean, sign=True)} points ({points(gap.low, sign=True)} to {points(gap.high, sign=True)}{p})"
 
 
 def verdict(gap: PairedDifference) -> bool | None:

@@ -129,7 +129,7 @@ def test_a_few_people_decide_nothing_that_random_signs_would_not():
     few, many = (metrics.paired_bootstrap(np.tile(alike, n), np.zeros(4 * n)) for n in (1, 2))
     assert few.low > 0 and few.p == 2 / 2**4 and verdict(few) is None
     assert many.low > 0 and many.p == 2 / 2**8 and verdict(many) is True
-    assert told(many) == "+1.4 points (+1.2 to +1.7), p = 0.008"
+    assert told(many) == "+1.4 points (+1.2 to +1.7; p = 0.008)"
     assert verdict(metrics.paired_bootstrap(-np.tile(alike, 2), np.zeros(8))) is False
 
 

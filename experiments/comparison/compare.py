@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 from metalora.core import metrics
 from metalora.core.metrics import Interval
-from metalora.evaluation.drop import drop_of_people
 from metalora.evaluation.curves import on_own_base
+from metalora.evaluation.drop import drop_of_people
 from metalora.evaluation.score_table import BASE, PHOTO_METHODS, TEST_PHOTO, read_scores
 from metalora.people.photos import load_photo
 

@@ -347,6 +347,7 @@ def test_of_several_images_of_a_cell_the_last_counts(scored, world):
 def test_a_setting_that_came_later_changes_no_fingerprint_while_it_is_null(tmp_path):
     before = {"detector": {"threshold": 0.9}, "clip": {"model": "x"}, "embedder": {"path": None}}
     after = before | {"second_embedder": None, "clip": {"model": "x", "sha256": None}}
+    after |= {"embedder": before["embedder"] | {"sha256": None}}
     assert scorer_fingerprint(after) == scorer_fingerprint(before)
     assert scorer_fingerprint(after | {"second_embedder": {"path": "y"}}) != scorer_fingerprint(before)
     assert scorer_fingerprint(before | {"embedder": {}}) != scorer_fingerprint(before)

@@ -8,7 +8,7 @@ from typing import Any
 
 from metalora.core.contracts import GeneratedImage
 from metalora.core.errors import UserError
-from metalora.core.manifest import FILE_NAME, read_manifest
+from metalora.core.manifest import FILE_NAME, inside, read_manifest
 
 BASE = "base"
 ORDER = ("instantid", "photomaker", "pulid", "lora", "lora_aug", "meta_lora")
@@ -93,7 +93,7 @@ def read_pool(folders: Sequence[Path], *, rank: int, checkpoints: Mapping[str, i
                 key="images",
             )
         place = (image.method, image.identity, image.prompt_id, image.seed)
-        path = _inside(folder, image.file)
+        path = inside(folder, image.file)
         known_path, known = files.setdefault(place, (path, image))
         if known is not image and _drawn(known) != _drawn(image):
             raise UserError(
@@ -140,11 +140,3 @@ def _one_checkpoint(images: Sequence[GeneratedImage]) -> None:
 def _drawn(image: GeneratedImage) -> tuple[Any, ...]:
     """What the pixels depend on, besides prompt and seed."""
     return tuple(getattr(image, name) for name in _SAMPLING)
-
-
-def _inside(folder: Path, file: str) -> Path:
-    """A manifest may be anybody's: its files must lie in its folder."""
-    path = folder / file
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError("a list of images names a file outside its folder", got=file, key=str(folder / FILE_NAME))
-    return path

@@ -82,8 +82,9 @@ def _consent(setting: Setting, store: Store) -> str:
 
 
 def _analyse(setting: Setting) -> None:
+    from metalora.reporting.look import label
     from metalora.reporting.user_study.analysis import analyse, read_answers
-    from metalora.reporting.user_study.results import label, write_results
+    from metalora.reporting.user_study.results import write_results
     from metalora.tasks.report import WORLDS
 
     store = Store(Path(setting["study"]))

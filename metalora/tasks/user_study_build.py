@@ -41,7 +41,7 @@ def build(setting: Setting) -> None:
         if not questions:
             raise UserError("a study without questions", expected="questions", got="none", key="questions")
         settings["digest"] = _digest(settings, questions)
-        if _standing(path, settings["digest"]):
+        if _standing(path, settings["digest"], overwrite=setting["overwrite"] is True):
             board.say("the study is there already")
         else:
             progress = board.reporter("study")
@@ -141,11 +141,11 @@ def _digest(settings: Mapping[str, Any], questions: tuple[Question, ...]) -> str
     return config_hash({"settings": dict(settings), "asked": asked})
 
 
-def _standing(path: Path, digest: str) -> bool:
-    """Whether the very same study is there.
+def _standing(path: Path, digest: str, *, overwrite: bool) -> bool:
+    """Whether the very same study is there; another one's links may have been given out, and would die with it.
 
     Raises:
-        UserError: another one is, and has answers.
+        UserError: another one is, and has answers, or has links and is not to be overwritten.
     """
     if not path.exists():
         return False
@@ -157,6 +157,13 @@ def _standing(path: Path, digest: str) -> bool:
             f"the study {path} is another one and has {store.answers()} answers",
             expected="a new file for a new study",
             key="study",
+        )
+    links = sum(len(store.invitations(kind=kind)) for kind in ("person", "trial"))
+    if links and not overwrite:
+        raise UserError(
+            f"the study {path} is another one and has {links} links, which may have been given out",
+            expected="a new file for a new study, or overwrite=true to end these links",
+            key="study, overwrite",
         )
     return False
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,12 +14,13 @@ import pytest
 import yaml
 from flow import Client, Served
 from hydra import compose, initialize_config_dir
-from made_up_images import METHODS, PROMPTS, study, words
+from made_up_images import METHODS, PROMPTS, make_images, study, words
 
 from metalora.cli import register_resolvers
 from metalora.configuration import conf_dir
 from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest, write_manifest
+from metalora.reporting import look
 from metalora.reporting.study import paper_reference
 from metalora.reporting.user_study.server import StudyServer
 from metalora.reporting.user_study.store import Store
@@ -142,6 +144,22 @@ def test_the_papers_share_stands_beside_each_of_its_five_models(
         assert {row["model"] for row in ours} == set(models) and len(ours) == columns * len(models)
         for row in ours:
             assert float(row["paper_percent"]) == rows[row["model"]][row["column"]]
+
+
+def test_make_study_is_the_best_of_five_and_meets_who_needs_no_tuning(made_up: Path, tmp_path: Path) -> None:
+    """The words of the Makefile, over images of these five and of one more; without it LoRA+aug is the opponent."""
+    makefile = Path(__file__).parents[3] / "Makefile"
+    target = makefile.read_text().split("\nstudy:")[1].split("\n\n")[0]
+    (word,) = re.findall(r"'(models=\[.*?\])'", target)
+    models = word.removeprefix("models=[").removesuffix("]").split(",")
+    assert len(models) == 5 and all(look.label(method) != method for method in models)
+    make_images(tmp_path / "images", made_up / "benchmark", methods=(*models, "textual_inversion"))
+    build(made_up, tmp_path, *SMALL, word, f"images={tmp_path / 'images'}")
+    built = Store(tmp_path / "study.sqlite").settings
+    assert built["models"] == models and built["pair"] == ["ip_adapter", "meta_lora"]
+    shutil.rmtree(tmp_path / "images" / "ip_adapter")
+    build(made_up, tmp_path, *SMALL, f"images={tmp_path / 'images'}", "overwrite=true")
+    assert Store(tmp_path / "study.sqlite").settings["pair"] == ["lora_aug", "meta_lora"]
 
 
 def test_the_build_holds_images_against_the_benchmark(made_up: Path, tmp_path: Path) -> None:

@@ -83,9 +83,15 @@ test: $(STAMP)  ## all tests
 test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt install chromium chromium-driver)
 	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
 
-study: $(STAMP)  ## the user study with the models of a finished `make reproduce`: built, then served on this machine
+study: $(STAMP)  ## the user study on this machine: best of three after `make reproduce`, of five after `make rivals sets`
 	$(BIN)/python -m experiments.user_study.sets
-	$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'
+	if ls outputs/rivals/generate/ip_adapter-*/manifest.json outputs/rivals/generate/dreambooth-*/manifest.json \
+			outputs/sets/generate/ip_adapter-*/manifest.json >/dev/null 2>&1; then \
+		$(BIN)/metalora study build name=reproduce 'models=[ip_adapter,dreambooth,lora,lora_aug,meta_lora]' \
+			'images=[outputs/reproduce/generate,outputs/reproduce/sets,outputs/rivals/generate,outputs/sets/generate]'; \
+	else \
+		$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'; \
+	fi
 	$(BIN)/metalora study serve name=reproduce
 
 check: $(STAMP)  ## format, lint, types, floors, tests: the gate every commit passes

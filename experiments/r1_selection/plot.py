@@ -39,7 +39,9 @@ def studies_in(outputs: Path) -> Studies:
     found = {}
     for folder in sorted(outputs.glob(f"{NAME}-*-*")):
         if match := re.fullmatch(rf"{NAME}-(\d+)-(\d+)", folder.name):
-            found[int(match[1]), int(match[2])] = study_of([folder])
+            study = study_of([folder])
+            if _curve(study):  # not one that has scored its base alone yet
+                found[int(match[1]), int(match[2])] = study
     if not found:
         raise UserError(
             "no Stage 2 of any prior", expected=f"{NAME}-R1-STEPS/evaluate/*", got=str(outputs), key="OUTPUTS"

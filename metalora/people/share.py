@@ -2,6 +2,7 @@
 ever needed by another process. A pure function of (plan, rank, world): nobody has to be asked.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,6 +61,14 @@ class Share:
         """This process's part of an iteration's samples, perhaps none; their rows are those of its own bank."""
         own = self._own_rows
         return tuple(replace(sample, row=own[sample.row]) for sample in samples if sample.row in own)
+
+    def busiest(self, samples: Sequence[Sample]) -> int:
+        """How many of an iteration's samples the process with most of them has: the others wait for it."""
+        return max(Counter(self._owners[sample.row] for sample in samples).values())
+
+    @cached_property
+    def _owners(self) -> dict[int, int]:
+        return {row: rank for rank in range(self.world) for row in self.rows_of(rank)}
 
     @cached_property
     def _own_rows(self) -> dict[int, int]:

@@ -1,5 +1,6 @@
 """Starts the other processes of a run on this machine, and ends the run when one of them is lost."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
@@ -37,6 +39,8 @@ class RankLauncher(_SubprocessScriptLauncher):
             return function(*args, **kwargs)
         finally:
             over.set()
+            if dist.is_initialized():  # the others leave the group together with this one, or wait for it
+                dist.destroy_process_group()
             self._end()
 
     def _start(self) -> None:
@@ -53,18 +57,9 @@ class RankLauncher(_SubprocessScriptLauncher):
 
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(0.5):
-            for local_rank, process in enumerate(self.procs, start=1):
-                status = process.poll()
-                if not status:
-                    continue
-                if status not in (INTERRUPTED, TERMINATED):
-                    print(
-                        f"metalora: process {local_rank} of this machine's {self.num_processes} ended with status "
-                        f"{status}; what was saved is kept, and the same command continues",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+            if any(process.poll() for process in self.procs):
                 if not over.wait(_GRACE):
+                    self._tell()
                     self._kill()
                     os._exit(1)
                 return
@@ -72,11 +67,20 @@ class RankLauncher(_SubprocessScriptLauncher):
     def _end(self) -> None:
         deadline = time.monotonic() + _GRACE
         for process in self.procs:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self._kill()
+        self._tell()
+        self._kill()
         self.procs = []
+
+    def _tell(self) -> None:
+        for local_rank, process in enumerate(self.procs, start=1):
+            if process.poll() not in (0, None, INTERRUPTED, TERMINATED):
+                print(
+                    f"metalora: process {local_rank} ended with status {process.returncode}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def _kill(self) -> None:
         for process in self.procs:

@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments import (
 from metalora.core.errors import UserError
 
 KEYS = "trainer.devices, trainer.nodes"
+_MEETING = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,20 @@ class Ranks:
         Raises:
             UserError: another number of processes was started than the configuration says.
         """
-        if self.world > 1 and TorchElasticEnvironment.detect():
+        if self.world > 1 and started_by_torchrun() is not None:
             return self._checked(TorchElasticEnvironment())
         # Only srun sets this one: a batch script that runs one process of a large allocation starts the others itself.
         if self.world > 1 and os.environ.get("SLURM_STEP_NUM_TASKS") == str(self.world):
             os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(self.devices))  # `srun -n 2` without it is refused
             return self._checked(SLURMEnvironment(auto_requeue=False))
+        if missing := [name for name in _MEETING if self.nodes > 1 and name not in os.environ]:
+            raise UserError(
+                "the machines do not know where to meet",
+                expected="the command started by torchrun or srun, or on each machine with NODE_RANK, MASTER_ADDR and "
+                "MASTER_PORT",
+                got=f"no {', '.join(missing)}",
+                key="trainer.nodes",
+            )
         return LightningEnvironment()
 
     def _checked(self, environment: ClusterEnvironment) -> ClusterEnvironment:
@@ -94,7 +103,7 @@ class Ranks:
                 f"process {self.rank} of {self.world} has lost another one; what was saved is kept, and the same "
                 "command continues",
                 expected=f"an answer within {self.timeout:g} s; the other process's own message may say more",
-                got=str(error).splitlines()[0],
+                got=str(error).splitlines()[0].partition("] ")[2].partition(". ")[0] or type(error).__name__,
                 key=f"{KEYS}, trainer.rank_timeout",
             ) from error
         finally:
@@ -105,6 +114,11 @@ class Ranks:
                     os.environ.pop(name, None)
                     if value is not None:
                         os.environ[name] = value
+
+
+def started_by_torchrun() -> int | None:
+    """How many processes torchrun started; None when it did not."""
+    return int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else None
 
 
 def _lost(error: RuntimeError) -> bool:

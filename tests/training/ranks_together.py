@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def one_rank(rank: int, world: int, port: int, flux: Path, out: Path, settings: 
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        torch.save(vars(seen), seen_file(out, rank))
+        torch.save({item.name: getattr(seen, item.name) for item in fields(seen)}, seen_file(out, rank))
 
 
 def seen_file(out: Path, rank: int) -> Path:

@@ -181,8 +181,8 @@ def run_meta_training(
                 visit = range(min(q_bucket, q_total))
                 load = sum(share.busiest(sampler.samples(iteration)) for iteration in visit) / len(visit)
                 say(
-                    f"{ranks.world} processes; of an iteration's {batch_size} samples, {batch_size / ranks.world:g} each, "
-                    f"the busiest one has {load:.1f} on average"
+                    f"{ranks.world} processes; of an iteration's {batch_size} samples, {batch_size / ranks.world:g} "
+                    f"each, the busiest one has {load:.1f} on average"
                 )
         header = {**(metadata or {}), **to_metadata(configuration), "people": str(len(people)), "rank": str(rank)}
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def one_rank(rank: int, world: int, port: int, flux: Path, out: Path, settings: 
     seen.listen()
     acts = {
         "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "freeze": lambda: time.sleep(10),
         "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
         "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
     }

@@ -145,6 +145,12 @@ def test_a_killed_process_ends_the_others_and_loses_little(
     assert largest(again.seen[0]["meta_down"][-1], alone["reset"].seen[0]["meta_down"][-1]) <= TOLERANCE
 
 
+def test_a_process_that_does_not_answer_is_waited_for_a_while(tiny_flux_dir: Path, tmp_path: Path) -> None:
+    run = together(2, tiny_flux_dir, tmp_path / "run", moments={1: ("freeze", 12)}, timeout=4.0, **SETTINGS)
+    assert run.statuses == [2, 2]
+    assert "has lost another one" in run.told[0] and "an answer within 4 s" in run.told[0]
+
+
 @pytest.mark.parametrize(("moment", "status"), [("interrupt", 130), ("terminate", 143)])
 def test_one_process_asked_to_stop_stops_all_at_one_iteration_saved(
     tiny_flux_dir: Path, tmp_path: Path, moment: str, status: int

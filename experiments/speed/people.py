@@ -1,6 +1,6 @@
 """What Stage 2 costs against the number of people and of checkpoints, on the mini world, files and states included.
 
-    python -m experiments.speed.people [iterations=5] [cohort=16]
+    python -m experiments.speed.people [iterations=2] [cohort=16]
 
 `run_personalization` itself with cached made-up latents of 64 x 64 pixels, rank 1, cohorts of 16. Sizes take turns, the
 small ones several times. On a machine that others use, seconds of the process's own (`cpu`) say more than the clock's
@@ -26,10 +26,10 @@ from metalora.core.contracts import Backbone, TextEmbedding, TrainingImage, Trai
 from metalora.training.personalization import run_personalization
 
 LATENT = (8, 16, 16)
-PEOPLE = {16: 4, 64: 3, 256: 2, 1024: 1}
+PEOPLE = {16: 3, 64: 2, 256: 1, 1024: 1}
 """Number of people -> how often it is measured."""
-CHECKPOINTS = {1: 3, 2: 3, 5: 3, 10: 3}
-"""Number of checkpoints -> how often; 32 people, ten iterations."""
+CHECKPOINTS = {1: 3, 2: 2, 5: 2, 10: 3}
+"""Number of checkpoints -> how often; 16 people, ten iterations."""
 CAPTION = "a photo of a woman"
 
 
@@ -111,7 +111,7 @@ def in_turns(counts: Mapping[int, int]) -> list[int]:
 
 def main(arguments: list[str]) -> None:
     """Time, fit, write."""
-    values = {"iterations": 5, "cohort": 16} | {k: int(v) for k, v in (item.split("=") for item in arguments)}
+    values = {"iterations": 2, "cohort": 16} | {k: int(v) for k, v in (item.split("=") for item in arguments)}
     torch.set_num_threads(1)
     backbone = load_flux(PACKAGE / "miniworld/weights/flux", name="mini", max_text_tokens=24)
     texts, everybody = {CAPTION: backbone.encode_text([CAPTION])}, people(max(PEOPLE))
@@ -124,14 +124,14 @@ def main(arguments: list[str]) -> None:
     by_checkpoints: dict[int, list[dict[str, float]]] = {count: [] for count in CHECKPOINTS}
     for count in in_turns(CHECKPOINTS):
         marks = [10 * (number + 1) // count for number in range(count)]
-        by_checkpoints[count].append(seconds(backbone, everybody[:32], texts, iterations=marks, **shared))
+        by_checkpoints[count].append(seconds(backbone, everybody[:16], texts, iterations=marks, **shared))
         print(count, "checkpoints", by_checkpoints[count][-1], flush=True)
     found = measured(by_people)
     per = {size: value / int(size) / values["iterations"] for size, value in found["median_cpu_seconds"].items()}
     found["cpu_milliseconds_per_person_and_iteration"] = {size: round(1e3 * value, 3) for size, value in per.items()}
     write(
         f"people-{time.strftime('%Y-%m-%d')}",
-        {"settings": values, "people": found, "checkpoints_of_32_people_10_iterations": measured(by_checkpoints)},
+        {"settings": values, "people": found, "checkpoints_of_16_people_10_iterations": measured(by_checkpoints)},
     )
 
 

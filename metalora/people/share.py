@@ -62,9 +62,10 @@ class Share:
         own = self._own_rows
         return tuple(replace(sample, row=own[sample.row]) for sample in samples if sample.row in own)
 
-    def busiest(self, samples: Sequence[Sample]) -> int:
-        """How many of an iteration's samples the process with most of them has: the others wait for it."""
-        return max(Counter(self._owners[sample.row] for sample in samples).values())
+    def loads(self, samples: Sequence[Sample]) -> list[int]:
+        """How many of an iteration's samples each process has; all wait for the one with most of them."""
+        counts = Counter(self._owners[sample.row] for sample in samples)
+        return [counts[rank] for rank in range(self.world)]
 
     @cached_property
     def _owners(self) -> dict[int, int]:

@@ -53,7 +53,10 @@ def artifact_of(setting: Setting, class_noun: str) -> Artifact:
 
 def recipe_of(setting: Setting) -> dict[str, Any]:
     """What of `stage1` the final prior depends on."""
-    return {key: value for key, value in setting["stage1"].items() if key != "prior_every"}
+    recipe = {key: value for key, value in setting["stage1"].items() if key != "prior_every"}
+    if recipe.get("balance") == 1:  # as before there was a choice
+        del recipe["balance"]
+    return recipe
 
 
 def meta_train(
@@ -104,6 +107,7 @@ def meta_train(
         learning_rate=stage1["learning_rate"],
         gradient_clip=stage1["gradient_clip"],
         slots=stage1["slots"],
+        balance=setting.numbers("stage1.balance", least=1, count=1)[0],
         seed=setting["seed"],
         prior_every=stage1["prior_every"],
         metadata={"class_noun": class_noun},

@@ -95,6 +95,7 @@ def run_meta_training(
     out: Path,
     rank: int = 1,
     slots: str = "reset",
+    balance: int = 1,
     gradient_clip: float | None = None,
     weight_decay: float = 0.01,
     prior_every: int | None = None,
@@ -121,6 +122,7 @@ def run_meta_training(
         batch_size: samples per iteration.
         rank: r2 of the identities' Mid and Up during Stage 1.
         slots: reset, reuse or persist; see `BucketSchedule`.
+        balance: see `IdentityBucketSampler`.
         prior_every: also write `prior-<iterations>.safetensors` at multiples of this.
         checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
         texts: caption to its embedding, a single row; by default the backbone embeds them.
@@ -138,6 +140,8 @@ def run_meta_training(
     """
     if slots not in SLOTS:
         raise UserError("no such way to treat slots", expected=", ".join(SLOTS), got=slots, key="stage1.slots")
+    if balance < 1:
+        raise UserError("no such balance", expected="1 or more", got=str(balance), key="stage1.balance")
     plan = BucketPlan(
         photos_of(people),
         q_bucket=q_bucket,
@@ -160,6 +164,7 @@ def run_meta_training(
         "stage1.slots": slots,
         **{f"stage1.{key}": getattr(plan, key) for key in ("q_bucket", "q_warmup", "batch_size", "uses_per_example")},
         **{f"stage1.{key}": value for key, value in asdict(recipe).items()},
+        **({} if balance == 1 else {"stage1.balance": balance}),
         **quantization_of(backbone),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -172,14 +177,14 @@ def run_meta_training(
             check_same(configuration, state.configuration, where=out / STATE)
         layers = backbone.layer_shapes
         bank = AdapterBank(layers, identities=bank_identities(share), rank=rank, meta_rank=meta_rank, seed=seed)
-        sampler = IdentityBucketSampler(plan, people, slots=slots)
+        sampler = IdentityBucketSampler(plan, people, slots=slots, balance=balance)
         if say is not None:
             say(
                 plan.note() + (f"; {unused} images of rare shapes are not used" if (unused := sampler.unused()) else "")
             )
             if ranks.world > 1:
                 visit = range(min(q_bucket, q_total))
-                load = sum(share.busiest(sampler.samples(iteration)) for iteration in visit) / len(visit)
+                load = sum(max(share.loads(sampler.samples(iteration))) for iteration in visit) / len(visit)
                 say(
                     f"{ranks.world} processes; of an iteration's {batch_size} samples, {batch_size / ranks.world:g} "
                     f"each, the busiest one has {load:.1f} on average"

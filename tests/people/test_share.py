@@ -52,7 +52,7 @@ def test_an_iterations_samples_are_split_by_owner_and_find_their_own_rows(slots:
             assert {sample.identity for sample in part} <= set(share.seated(bucket))
             for sample in part:
                 assert share.rows_of(share.rank)[sample.row] == rows[sample.identity]
-        assert shares(4, slots)[0].busiest(samples) == max(map(len, parts)) == 2
+        assert shares(4, slots)[0].loads(samples) == [len(part) for part in parts] and max(map(len, parts)) == 2
     assert [len(share.samples(samples[:1])) for share in shares(4, slots)] == [1, 0, 0, 0]
 
 

@@ -72,8 +72,12 @@ class MetaTraining(LightningModule):
         if self._log_due or self.recipe.gradient_clip is not None:
             norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
         if self._log_due:
-            rows = summed(norms.rows * self._part if self._part else torch.zeros_like(norms.rows), self.trainer)
+            rows = self._of_all(norms.rows)
             self.log_dict({"train/grad_norm_meta_down": norms.meta_down, "train/grad_norm_rows": rows}, batch_size=1)
+
+    def _of_all(self, mean: Tensor) -> Tensor:
+        """A mean over this process's identities of the iteration as one over everybody's."""
+        return summed(mean * self._part if self._part else torch.zeros_like(mean), self.trainer)
 
     def configure_optimizers(self) -> BankAdamW:
         """One optimizer with two groups, so that Lightning's global_step counts iterations."""

@@ -68,8 +68,8 @@ class Metrics(Callback):
         self._losses.append(outputs["mean"])
         if not due(trainer, batch):
             return
-        mean = torch.stack([value.to(self._losses[-1].device) for value in self._losses]).mean()
-        loss = float(summed(mean, trainer))
+        losses = summed(torch.stack([value.to(self._losses[-1].device) for value in self._losses]), trainer)
+        loss = float(losses.mean())
         self._losses.clear()
         pl_module.log("train/loss", loss, batch_size=len(batch.samples))
         if not trainer.is_global_zero:

@@ -118,7 +118,7 @@ class Together:
     """Each process's error, or nothing."""
 
 
-def together(world: int, flux: Path, out: Path, *, seconds: float = 120, **settings: Any) -> Together:
+def together(world: int, flux: Path, out: Path, *, seconds: float = 600, **settings: Any) -> Together:
     """Run Stage 1 in `world` processes and wait for them."""
     port = free_port()
     processes = [

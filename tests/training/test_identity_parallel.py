@@ -86,8 +86,8 @@ def test_only_meta_downs_gradient_is_sent_and_nothing_in_warm_up(tiny_flux_dir: 
     for seen in run.seen:
         for iteration, messages in enumerate(seen["messages"][:-1]):  # the last one saves
             wanted = [] if schedule.visit(iteration).warm_up else [("all_reduce", size)]
-            if (iteration + 1) % SETTINGS["log_every"] == 0:  # rows' gradient norm, loss, and three wishes
-                wanted += [("all_reduce", 4), ("all_reduce", 4), ("all_reduce", 12)]
+            if (iteration + 1) % SETTINGS["log_every"] == 0:  # rows' gradient norm, losses, and three wishes
+                wanted += [("all_reduce", 4), ("all_reduce", 4 * 5), ("all_reduce", 12)]
             assert messages == wanted, iteration
 
 
@@ -134,7 +134,7 @@ def test_a_killed_process_ends_the_others_and_loses_little(
 ) -> None:
     out = tmp_path / "run"
     settings = SETTINGS | {"checkpoint_every": 5}
-    run = together(2, tiny_flux_dir, out, moments={lost: ("kill", 12)}, timeout=20.0, seconds=40, **settings)
+    run = together(2, tiny_flux_dir, out, moments={lost: ("kill", 12)}, timeout=20.0, **settings)
     assert run.statuses[lost] == -9 and run.statuses[1 - lost] == 2
     assert "has lost another one" in run.told[1 - lost] and "trainer.devices" in run.told[1 - lost]
     state = read_state(out / "last.ckpt")

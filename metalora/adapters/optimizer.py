@@ -80,6 +80,11 @@ class BankAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
 
+    def row_state(self) -> dict[str, Tensor]:
+        """Moments and step counts of the rows, those of rows that were never trained included; live tensors."""
+        rows_KP = self.param_groups[-1]["params"][0]
+        return self._state(rows_KP, steps=(len(rows_KP),))
+
     @torch.no_grad()
     def reset_rows(self, rows: Iterable[int] | None = None) -> None:
         """Forget moments and step counts of the given rows (all by default), for identities that start afresh."""
@@ -94,10 +99,13 @@ class BankAdamW(torch.optim.Optimizer):
 def present_rows(bank: AdapterBank) -> tuple[list[int], Tensor]:
     """Which rows have a gradient (ascending, each once) and their gradients [B, P], batch duplicates summed.
 
-    What one route's backward leaves is that already, and the host knows its rows: the device is not asked.
+    What one route's backward leaves is that already, and the host knows its rows: the device is not asked. Without a
+    backward there are none.
     """
     grad = bank.rows.grad
-    assert grad is not None and grad.is_sparse
+    if grad is None:
+        return [], bank.rows.detach()[:0]
+    assert grad.is_sparse
     if bank.present is not None and grad._nnz() == len(bank.present):
         return bank.present, grad._values()
     bank.rows.grad = grad = grad.coalesce()  # of several backwards, or of none

@@ -15,6 +15,7 @@ from metalora.tasks.loggers import training_logger
 from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.prepare import encode_stage1, ensure_stage1, stage1_people
 from metalora.tasks.progress import Board, Progress
+from metalora.tasks.ranks import ranks_of, take_place
 from metalora.tasks.setting import Setting, set_threads
 from metalora.training.meta_training import PRIOR, photos_of, prior_name, run_meta_training
 
@@ -23,6 +24,9 @@ def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
     setting = Setting.of(cfg)
     set_threads(setting)
+    if ranks_of(setting, class_noun=setting["class_noun"]).rank > 0:  # torchrun or srun started it; the first one tells
+        meta_train(setting, class_noun=setting["class_noun"], progress=lambda stage, done, total: None)
+        return
     with Board() as board:
         prior = meta_train(
             setting, class_noun=setting["class_noun"], progress=board.reporter("meta-train"), say=board.say
@@ -49,7 +53,10 @@ def artifact_of(setting: Setting, class_noun: str) -> Artifact:
 
 def recipe_of(setting: Setting) -> dict[str, Any]:
     """What of `stage1` the final prior depends on."""
-    return {key: value for key, value in setting["stage1"].items() if key != "prior_every"}
+    recipe = {key: value for key, value in setting["stage1"].items() if key != "prior_every"}
+    if recipe.get("balance") == 1:  # as before there was a choice
+        del recipe["balance"]
+    return recipe
 
 
 def meta_train(
@@ -57,9 +64,14 @@ def meta_train(
 ) -> Path:
     """Train the prior of one class, or continue, or return the one that is there.
 
+    With `trainer.devices` or `trainer.nodes` above 1 this is one process of several: the first one starts the others
+    (unless torchrun or srun did) and writes everything.
+
     Args:
         say: told one line about buckets and one about memory.
     """
+    ranks = ranks_of(setting, class_noun=class_noun)
+    take_place(setting, ranks)
     ensure_stage1(setting, class_noun=class_noun, progress=progress)
     artifact = artifact_of(setting, class_noun)
     prior = artifact.folder / PRIOR
@@ -75,7 +87,7 @@ def meta_train(
         people,
         texts=texts,
         batch=stage1["batch_size"],
-        identities=_rows(setting, people),
+        identities=-(-_rows(setting, people) // ranks.world),
         rank=stage1["rank"],
         meta_rank=setting["meta_rank"],
         train_meta_down=True,
@@ -95,17 +107,23 @@ def meta_train(
         learning_rate=stage1["learning_rate"],
         gradient_clip=stage1["gradient_clip"],
         slots=stage1["slots"],
+        balance=setting.numbers("stage1.balance", least=1, count=1)[0],
         seed=setting["seed"],
         prior_every=stage1["prior_every"],
         metadata={"class_noun": class_noun},
         device=setting["trainer.device"],
         out=artifact.folder,
         checkpoint_seconds=setting["trainer.checkpoint_seconds"],
-        logger=training_logger(setting, name=f"meta-train-{class_noun}", folder=artifact.folder),
+        logger=training_logger(setting, name=f"meta-train-{class_noun}", folder=artifact.folder)
+        if ranks.rank == 0
+        else None,
         progress=progress,
         say=say,
         memory_plan=plan,
+        ranks=ranks,
     )
+    if ranks.rank > 0:
+        return prior
     artifact.finish(
         **measured(setting, plan, say=say),
         people=len(people),

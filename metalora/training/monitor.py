@@ -15,6 +15,7 @@ from metalora.core.contracts import Batch, Sample
 from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
 from metalora.training.checkpoints import writing
+from metalora.training.identity_parallel import summed
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total)."""
@@ -25,6 +26,7 @@ class Metrics(Callback):
 
     A row is due every `log_every_n_steps` of the trainer. A resumed run first drops the rows beyond its own start, and
     the losses of the unfinished row are in its saved state: a cut run ends up with the file of the uncut one.
+    Several processes add their losses up for a row and for a state, and the first one writes.
 
     Args:
         path: the CSV file.
@@ -34,10 +36,12 @@ class Metrics(Callback):
     def __init__(self, path: Path, *, columns: Sequence[str] = ()) -> None:
         self.path, self.columns = path, tuple(columns)
         self._losses: list[Tensor] = []
+        self._trainer: Trainer | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Losses since the last row."""
-        return {"losses": torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)}
+        losses = torch.stack(self._losses) if self._losses else torch.zeros(0)
+        return {"losses": losses.cpu() if self._trainer is None else summed(losses, self._trainer).cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the unfinished row."""
@@ -45,6 +49,10 @@ class Metrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what earlier runs wrote up to where this one starts."""
+        self._trainer = trainer
+        if not trainer.is_global_zero:  # what was summed up is the first process's
+            self._losses = [torch.zeros_like(loss) for loss in self._losses]
+            return
         kept = []
         if self.path.is_file():
             lines = self.path.read_text().splitlines(keepends=True)[1:]
@@ -60,9 +68,12 @@ class Metrics(Callback):
         self._losses.append(outputs["mean"])
         if not due(trainer, batch):
             return
-        loss = float(torch.stack([value.to(self._losses[-1].device) for value in self._losses]).mean())
+        losses = summed(torch.stack([value.to(self._losses[-1].device) for value in self._losses]), trainer)
+        loss = float(losses.mean())
         self._losses.clear()
         pl_module.log("train/loss", loss, batch_size=len(batch.samples))
+        if not trainer.is_global_zero:
+            return
         values = [loss, *(float(trainer.callback_metrics[name]) for name in self.columns)]
         with writing(self.path), self.path.open("a") as file:
             file.write(",".join([str(batch.iteration + 1), *(f"{value:.8g}" for value in values)]) + "\n")
@@ -114,7 +125,7 @@ class FiniteLoss(Callback):
         if not self._unseen:
             return
         steps, self._unseen = self._unseen, []
-        flags = torch.stack([finite_B for _, _, finite_B in steps]).cpu()
+        flags = torch.cat([finite_B for _, _, finite_B in steps]).cpu().split([len(samples) for _, samples, _ in steps])
         for (iteration, samples, _), finite_B in zip(steps, flags, strict=True):
             if not finite_B.all():
                 lost = [s.identity for s, finite in zip(samples, finite_B.tolist(), strict=True) if not finite]

@@ -36,7 +36,8 @@ class StepLoss:
     total: Tensor
     """Sum over identities of each one's own mean: what is differentiated."""
     mean: Tensor
-    """The same divided by the number of identities, detached: what is logged."""
+    """The same divided by the iteration's number of identities, detached: what is logged. Where several processes share
+    an iteration, each one's part of the sum."""
     finite_B: Tensor
     """Which samples' losses are numbers, as booleans on the device: looking at them is left to `FiniteLoss`."""
 
@@ -66,6 +67,10 @@ def diffusion_loss(backbone: Backbone, bank: AdapterBank, batch: Batch, *, guida
     Args:
         guidance: the guidance embedding during training.
     """
+    if not batch.samples:
+        nothing = torch.zeros((), device=bank.rows.device)
+        none_B = torch.ones(0, dtype=torch.bool, device=bank.rows.device)
+        return StepLoss(total=nothing.clone().requires_grad_(), mean=nothing, finite_B=none_B)
     bank.set_route(batch.rows_B)
     objective, given = backbone.objective, (batch.latents_BCHW, batch.noise_BCHW, batch.t_B)
     x_t_BCHW = objective.noisy(*given)
@@ -73,7 +78,7 @@ def diffusion_loss(backbone: Backbone, bank: AdapterBank, batch: Batch, *, guida
     loss_B = per_sample_loss(prediction_BCHW, objective.target(*given))
     weight_B = sent(identity_weights(batch.samples), loss_B.device)
     total = (loss_B * weight_B).sum()
-    mean = total.detach() / len({sample.identity for sample in batch.samples})
+    mean = total.detach() / (batch.people or len({sample.identity for sample in batch.samples}))
     return StepLoss(total=total, mean=mean, finite_B=loss_B.detach().isfinite())
 
 

@@ -17,6 +17,7 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.metric_names import BUCKET, NORM_META_DOWN, NORMS, PHASE
 from metalora.core.schedule import SLOTS, BucketPlan
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import IdentityBucketSampler
@@ -64,11 +65,9 @@ class MetaTraining(LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each identity by its own norm, Meta-Down by its own."""
         if self._log_due or self.recipe.gradient_clip is not None:
-            norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+            norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip, parts=self._log_due)
         if self._log_due:
-            self.log_dict(
-                {"train/grad_norm_meta_down": norms.meta_down, "train/grad_norm_rows": norms.rows}, batch_size=1
-            )
+            self.log_dict(norms.named(), batch_size=1, logger=False)
 
     def configure_optimizers(self) -> BankAdamW:
         """One optimizer with two groups, so that Lightning's global_step counts iterations."""
@@ -189,7 +188,8 @@ def run_meta_training(
             finite,
             Metrics(
                 out / "metrics.csv",
-                columns=("train/grad_norm_meta_down", "train/grad_norm_rows", "train/bucket", "train/phase"),
+                columns=[metric.name for metric in (NORM_META_DOWN, *NORMS, BUCKET, PHASE)],
+                warm_up=lambda iteration: plan.visit(iteration).warm_up,
             ),
             Exporter(missing, export, check=finite.check),
             *callbacks,

@@ -17,6 +17,7 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.metric_names import NORMS
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
@@ -53,9 +54,9 @@ class Personalization(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each person by their own norm."""
-        norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+        norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip, parts=self._log_due)
         if self._log_due:
-            self.log("train/grad_norm_rows", norms.rows, batch_size=1)
+            self.log_dict(norms.named(), batch_size=1, logger=False)
 
     def configure_optimizers(self) -> BankAdamW:
         """Only what has a gradient moves: the rows."""
@@ -247,7 +248,7 @@ def _train(
             callbacks=[
                 finite,
                 *callbacks,
-                Metrics(cohort.folder / "metrics.csv", columns=("train/grad_norm_rows",)),
+                Metrics(cohort.folder / "metrics.csv", columns=[metric.name for metric in NORMS]),
                 Exporter(cohort.missing, export, check=finite.check),
             ],
             # A state beyond a LoRA that is missing is of no use: that LoRA's iterations are done again.

@@ -164,7 +164,7 @@ def evaluate(
     with tracked(
         setting, task="evaluate", digest=artifact.hash, folder=artifact.folder, facts=_subject(frame)
     ) as tracker:
-        tell_cells(tracker, frame, file=artifact.folder / "metrics.csv")
+        tell_cells(tracker, frame, folder=artifact.folder)
         tell_lineage(tracker, images, digest=artifact.hash)
     artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"], rates=rates_hash(setting))
     return scores

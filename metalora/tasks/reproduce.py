@@ -33,6 +33,7 @@ from metalora.tasks.protocol import prompts_of, subjects_of
 from metalora.tasks.report import facts_of, report, tell_study
 from metalora.tasks.setting import Setting
 from metalora.tasks.study import Clock, given_priors, is_whole, study_hash
+from metalora.tasks.told_scores import last_scores
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
 
@@ -72,6 +73,7 @@ def run(cfg: DictConfig) -> None:
             board.say(f"done: {name}")
             if name.startswith("score"):
                 tables.append(result)
+                board.scores(last_scores(result, of=name))
             if name.startswith("score") and time.monotonic() - refreshed > REFRESH_SECONDS:
                 refresh()
                 refreshed = time.monotonic()

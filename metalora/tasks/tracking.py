@@ -130,11 +130,19 @@ _NOWHERE = _Nowhere()
 class _Forward(Logger):
     """Lightning's side of a tracker. Hyperparameters would name people: they stay here."""
 
-    name, version = "metalora", "0"
-
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
         self._tracker = tracker
+
+    @property
+    def name(self) -> str:
+        """Asked for by Lightning."""
+        return "metalora"
+
+    @property
+    def version(self) -> str:
+        """Asked for by Lightning."""
+        return "0"
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
         """Nothing."""

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from metalora.core.atomic import write_bytes
 from metalora.core.contracts import Batch
 from metalora.core.errors import UserError
+from metalora.core.notice import notice
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -172,6 +173,9 @@ class StateKeeper(Checkpoint):
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not from here: whoever holds the terminal's lock may be what was interrupted.
+        text = "saving after the iteration at hand; Ctrl-C again stops now"
+        threading.Thread(target=notice, args=(text,), daemon=True).start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -188,4 +188,10 @@ class ProgressReport(Callback):
             return self._label
         visit = self._plan.visit(iteration)
         phase = "warm-up" if visit.warm_up else "Meta-Down"
-        return f"{self._label}, bucket {visit.index + 1}/{self._plan.visits}, {phase}"
+        people = len(self._plan.buckets[visit.bucket])
+        return f"{self._label}, bucket {visit.index + 1}/{self._plan.visits}, {phase}, {counted(people)}"
+
+
+def counted(people: int) -> str:
+    """`1 person`, `16 people`."""
+    return "1 person" if people == 1 else f"{people} people"

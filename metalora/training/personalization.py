@@ -23,7 +23,7 @@ from metalora.people.sampler import CohortSampler
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, quantization_of, tensors_hash, to_metadata
-from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
+from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, counted, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
 
@@ -150,7 +150,7 @@ def run_personalization(
     with FileLock(out / ".lock"):
         cohorts = plan_cohorts(out, people, configurations=configurations, milestones=milestones, size=cohort_size)
         for number, cohort in enumerate(cohorts, start=1):
-            label = f"Stage 2, {method} rank {rank}"
+            label = f"Stage 2, {method} rank {rank}, {counted(len(cohort.people))}"
             if len(cohorts) > 1:
                 label += f", cohort {number}/{len(cohorts)}"
             reports = [] if progress is None else [ProgressReport(progress, label=label, total=max(cohort.missing))]

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -42,7 +44,7 @@ def fit(
         SystemExit: the same by SIGTERM, with status 143.
     """
     clear_leftovers(keeper.path)
-    with _quiet():
+    with _quiet(), _own_interrupts():
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
             devices=1,
@@ -65,6 +67,10 @@ def fit(
                 trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
         except SIGTERMException:  # without a status of its own, it would pass for success
             raise SystemExit(TERMINATED) from None
+        except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt from None
     if keeper.interrupted:
         raise KeyboardInterrupt
     assert trainer.global_step == keeper.end, f"stopped at {trainer.global_step} of {keeper.end}"
@@ -84,3 +90,16 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Give Ctrl-C back to whoever had it: Lightning leaves it ignored after one, and its callbacks after an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

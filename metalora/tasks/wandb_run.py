@@ -1,5 +1,7 @@
 """A Weights & Biases run that tells numbers and hashes, and that no network can stop or hold up for long."""
 
+import contextlib
+import netrc
 import os
 import urllib.error
 import urllib.request
@@ -7,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from metalora.core.errors import UserError
 from metalora.core.metric_names import ITERATION
@@ -42,13 +45,26 @@ _TOLD: set[str] = set()
 
 
 def _why_offline() -> str | None:
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     import wandb
 
-    if not wandb.api.api_key:
+    try:
+        settings = wandb.setup().settings
+    except Exception as error:
+        return f"its settings cannot be read ({type(error).__name__})"
+    if not (settings.api_key or os.environ.get("WANDB_API_KEY") or settings.identity_token_file or _in_netrc(settings)):
         return "there is no key (`wandb login`, or WANDB_API_KEY)"
-    return _unreachable(wandb.setup().settings.base_url)
+    return _unreachable(settings.base_url)
+
+
+def _in_netrc(settings: Any) -> bool:
+    """Whether `wandb login` has left a key."""
+    home = Path.home()
+    for path in (os.environ.get("NETRC"), home / ".netrc", home / "_netrc"):
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if path and netrc.netrc(str(path)).authenticators(urlsplit(settings.base_url).hostname or ""):
+                return True
+    return False
 
 
 @cache
@@ -90,8 +106,7 @@ class WandbRun:
         finish_seconds: float,
         say: Say,
     ) -> None:
-        for variable, value in _QUIET.items():
-            os.environ.setdefault(variable, value)
+        os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)

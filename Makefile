@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep test check format miniworld rival speed lock clean
-.PHONY: study test-browser
+.PHONY: study test-browser dashboard
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ study: $(STAMP)  ## the user study with the models of a finished `make reproduce
 	$(BIN)/python -m experiments.user_study.sets
 	$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'
 	$(BIN)/metalora study serve name=reproduce
+
+dashboard: $(STAMP)  ## the wandb workspace of the project (needs the extra `dashboard` and a key)
+	$(BIN)/metalora dashboard logger=wandb
 
 check: $(STAMP)  ## format, lint, types, floors, tests: the gate every commit passes
 	$(BIN)/ruff format --check .

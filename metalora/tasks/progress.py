@@ -79,7 +79,7 @@ class Board(AbstractContextManager["Board"]):
     def update(self, job: str, stage: str, done: int, total: int) -> None:
         """Move a job on."""
         with self._lock:
-            pace = self._jobs.setdefault(job, Pace())
+            pace = self._jobs.setdefault(job, Pace(clock=time.monotonic))
             pace.move(stage, done, total)
             if not self.live:
                 self._tell(job, pace)
@@ -114,9 +114,10 @@ class Board(AbstractContextManager["Board"]):
         for ratio in (None, 1, None, None, None, None):
             rows.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio)
         rows.expand = True
+        width = 20 if self._console is not None and self._console.width >= 110 else 6
         with self._lock:
             for job, pace in self._jobs.items():
-                bar = ProgressBar(total=max(pace.total, 1), completed=pace.done, width=20)
+                bar = ProgressBar(total=max(pace.total, 1), completed=pace.done, width=width)
                 left = "" if pace.seconds_left is None else f"{spoken(pace.seconds_left)} left"
                 rows.add_row(job, pace.stage, bar, f"{pace.done}/{pace.total}", pace.speed, left)
             below = [f"{self._done} of {self._of} jobs done" if self._of else "", self._scores]

@@ -36,7 +36,8 @@ class Board(AbstractContextManager["Board"]):
         self.live = _can_draw(self._stream)
         self._jobs: dict[str, Pace] = {}
         self._told: dict[str, tuple[str, float]] = {}
-        self._done, self._of, self._scores = 0, 0, ""
+        self._of, self._scores = 0, ""
+        self._ended: set[str] = set()
         self._lock = threading.RLock()
         self._hearing = contextlib.ExitStack()
         self._console = Console(file=self._stream, force_terminal=True) if self.live else None
@@ -67,8 +68,9 @@ class Board(AbstractContextManager["Board"]):
             print(text, file=self._stream, flush=True)
 
     def expect(self, jobs: int) -> None:
-        """How many jobs there will be."""
+        """How many jobs there will be from now on."""
         self._of = jobs
+        self._ended.clear()
 
     def scores(self, text: str) -> None:
         """What was scored last."""
@@ -79,6 +81,8 @@ class Board(AbstractContextManager["Board"]):
     def update(self, job: str, stage: str, done: int, total: int) -> None:
         """Move a job on."""
         with self._lock:
+            if job in self._ended:  # word of it was still on its way
+                return
             pace = self._jobs.setdefault(job, Pace(clock=time.monotonic))
             pace.move(stage, done, total)
             if not self.live:
@@ -97,8 +101,9 @@ class Board(AbstractContextManager["Board"]):
     def finish(self, job: str) -> None:
         """Remove a job's row."""
         with self._lock:
-            self._done += self._jobs.pop(job, None) is not None
+            self._jobs.pop(job, None)
             self._told.pop(job, None)
+            self._ended.add(job)
 
     def reporter(self, job: str) -> Progress:
         """A progress callback bound to one job."""
@@ -120,7 +125,7 @@ class Board(AbstractContextManager["Board"]):
                 bar = ProgressBar(total=max(pace.total, 1), completed=pace.done, width=width)
                 left = "" if pace.seconds_left is None else f"{spoken(pace.seconds_left)} left"
                 rows.add_row(job, pace.stage, bar, f"{pace.done}/{pace.total}", pace.speed, left)
-            below = [f"{self._done} of {self._of} jobs done" if self._of else "", self._scores]
+            below = [f"{len(self._ended)} of {self._of} jobs done" if self._of else "", self._scores]
         footer = "   ".join(part for part in below if part)
         return Group(rows, Text(footer, style="dim", no_wrap=True, overflow="ellipsis")) if footer else rows
 

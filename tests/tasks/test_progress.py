@@ -38,14 +38,15 @@ class Terminal:
 
 
 def work(board: Board) -> None:
+    board.finish("prepare")
     board.expect(3)
-    board.finish("never seen")
     for done in (10, 20, 30):
         board.update("meta-train", "Stage 1, bucket 3/10, warm-up, 50 people", done, 100)
         board.update("lora", "Stage 2, lora rank 1, 16 people", 3 * done, 100)
         time.sleep(0.3)
     board.scores("last scores: lora rank 1, 5 iterations: R-FaceSim 12.3, CLIP-T 45.6")
     board.finish("lora")
+    board.update("lora", "Stage 2, lora rank 1, 16 people", 99, 100)  # a late word from a worker
     notice("a line from below")
     time.sleep(0.4)
 

@@ -188,20 +188,10 @@ def kept(folder: Path) -> dict[Path, bytes]:
 
 
 def test_no_name_no_file_and_no_picture_is_kept_to_be_sent(outputs: Path) -> None:
-    import getpass
     import socket
 
-    secrets = [
-        "Jane",
-        "Secret",
-        ".png",
-        "lora-00000",
-        str(outputs),
-        str(Path.cwd()),
-        socket.gethostname(),
-        "ffhq-woman",
-    ]
-    secrets += ["quiet_secret", "--", "requirements"] + ([getpass.getuser()] if getpass.getuser() != "root" else [])
+    secrets = ["Jane", "Secret", ".png", "lora-00000", "ffhq-woman", "quiet_secret", "requirements"]
+    secrets += [str(outputs), str(Path.cwd()), *(name for name in (socket.gethostname(),) if len(name) > 6)]
     for name in ("quiet", "scores"):
         files = kept(outputs / name)
         assert any(path.suffix == ".wandb" for path in files)

@@ -33,10 +33,14 @@ class Command:
         self._tty, self._parts = tty, bytearray()
         if tty:
             self._person, program = open_terminal()
-            take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
         else:
             self._person, program = os.pipe()
-            take = None
+
+        def begin() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job is born deaf to it
+            if tty:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         self.process = subprocess.Popen(
             list(words),
             stdin=program if tty else subprocess.DEVNULL,
@@ -44,7 +48,7 @@ class Command:
             stderr=program,
             env={**os.environ, **environment},
             start_new_session=True,
-            preexec_fn=take,
+            preexec_fn=begin,
         )
         os.close(program)
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep test check format miniworld rival speed lock clean
-.PHONY: study test-browser
+.PHONY: study test-browser dashboard
 .PHONY: rivals sets table1 table2 table3 table4 fig3 fig4 fig5 fig6 fig7 r1-selection
 
 help:  ## list the targets
@@ -80,6 +80,9 @@ study: $(STAMP)  ## the user study with the models of a finished `make reproduce
 	$(BIN)/python -m experiments.user_study.sets
 	$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'
 	$(BIN)/metalora study serve name=reproduce
+
+dashboard: $(STAMP)  ## the wandb workspace of the project (needs the extra `dashboard` and a key)
+	$(BIN)/metalora dashboard logger=wandb
 
 check: $(STAMP)  ## format, lint, types, floors, tests: the gate every commit passes
 	$(BIN)/ruff format --check .

@@ -47,7 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     multirun = [word for word in words if word in ("-m", "--multirun")]  # Hydra's parser wants it before every override
     overrides = [word for word in words if word not in multirun]
     overrides = with_companions(overrides)
-    _run_hydra(multirun + (overrides if multirun else [quoted(word) for word in overrides]))
+    try:
+        _run_hydra(multirun + (overrides if multirun else [quoted(word) for word in overrides]))
+    except KeyboardInterrupt:  # before the task or after it
+        _stopped(130)
 
 
 def with_companions(words: list[str]) -> list[str]:

@@ -112,6 +112,7 @@ def task_help(task: str) -> str:
         ("protocol=quick", conf_dir() / "protocol/quick.yaml"),
         ("scorer=paper", conf_dir() / "scorer/paper.yaml"),
         ("baseline=pulid", conf_dir() / "baseline/pulid.yaml"),
+        ("logger=csv, and every other", conf_dir() / "logger/csv.yaml"),
         ("logger=wandb", conf_dir() / "logger/wandb.yaml"),
     ]
     for title, path in sections:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from metalora.adapters.bank import AdapterBank
+from metalora.adapters.bank import AdapterBank, row_sizes
 
 
 class BankAdamW(torch.optim.Optimizer):
@@ -123,6 +123,17 @@ def clip_rows_(bank: AdapterBank, *, max_norm: float) -> Tensor:
     norms_B = torch.linalg.vector_norm(values_BP, dim=1)
     values_BP.mul_((max_norm / (norms_B + 1e-6)).clamp(max=1.0).unsqueeze(1))
     return norms_B
+
+
+@torch.no_grad()
+def part_norms(bank: AdapterBank) -> tuple[Tensor, Tensor]:
+    """Norms of each present identity's gradient of Mid (without Meta-Down: Down) and of Up, each [B] in row order."""
+    _, values_BP = present_rows(bank)
+    pieces = values_BP.split(
+        row_sizes(bank.layers, rank=bank.rank, meta_rank=bank.meta_rank), dim=1
+    )  # Mid and Up of every layer in turn
+    first, up = (torch.linalg.vector_norm(torch.cat(part, dim=1), dim=1) for part in (pieces[::2], pieces[1::2]))
+    return first, up
 
 
 @torch.no_grad()

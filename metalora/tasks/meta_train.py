@@ -11,13 +11,15 @@ from metalora.core.contracts import TrainingPerson
 from metalora.core.schedule import BucketPlan
 from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import Artifact
-from metalora.tasks.loggers import training_logger
+from metalora.tasks.loggers import tracked, with_logger
 from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.prepare import encode_stage1, ensure_stage1, stage1_people
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.ranks import ranks_of, take_place
 from metalora.tasks.setting import Setting, set_threads
+from metalora.tasks.tracking import Thing, Tracker
 from metalora.training.meta_training import PRIOR, photos_of, prior_name, run_meta_training
+from metalora.training.speed import Speed
 
 
 def run(cfg: DictConfig) -> None:
@@ -29,7 +31,10 @@ def run(cfg: DictConfig) -> None:
         return
     with Board() as board:
         prior = meta_train(
-            setting, class_noun=setting["class_noun"], progress=board.reporter("meta-train"), say=board.say
+            with_logger(setting, say=board.say),
+            class_noun=setting["class_noun"],
+            progress=board.reporter("meta-train"),
+            say=board.say,
         )
         board.say(f"prior: {prior}")
 
@@ -93,37 +98,45 @@ def meta_train(
         train_meta_down=True,
         say=say,
     )
-    run_meta_training(
-        setting.backbone,
-        people,
-        texts=texts,
-        rank=stage1["rank"],
-        meta_rank=setting["meta_rank"],
-        batch_size=stage1["batch_size"],
-        q_bucket=stage1["q_bucket"],
-        q_warmup=stage1["q_warmup"],
-        q_total=stage1["q_total"],
-        uses_per_example=stage1["uses_per_example"],
-        learning_rate=stage1["learning_rate"],
-        gradient_clip=stage1["gradient_clip"],
-        slots=stage1["slots"],
-        balance=setting.numbers("stage1.balance", least=1, count=1)[0],
-        seed=setting["seed"],
-        prior_every=stage1["prior_every"],
-        metadata={"class_noun": class_noun},
-        device=setting["trainer.device"],
-        out=artifact.folder,
-        checkpoint_seconds=setting["trainer.checkpoint_seconds"],
-        logger=training_logger(setting, name=f"meta-train-{class_noun}", folder=artifact.folder)
-        if ranks.rank == 0
-        else None,
-        progress=progress,
-        say=say,
-        memory_plan=plan,
-        ranks=ranks,
-    )
-    if ranks.rank > 0:
-        return prior
+    facts = {"class_noun": class_noun}
+    first = ranks.rank == 0  # of several processes, the one that tells and writes
+    with (
+        tracked(setting, task="meta-train", digest=artifact.hash, folder=artifact.folder, facts=facts)
+        if first
+        else Tracker()
+    ) as tracker:
+        tracker.used(Thing("people", artifact.config["people"]))
+        run_meta_training(
+            setting.backbone,
+            people,
+            texts=texts,
+            rank=stage1["rank"],
+            meta_rank=setting["meta_rank"],
+            batch_size=stage1["batch_size"],
+            q_bucket=stage1["q_bucket"],
+            q_warmup=stage1["q_warmup"],
+            q_total=stage1["q_total"],
+            uses_per_example=stage1["uses_per_example"],
+            learning_rate=stage1["learning_rate"],
+            gradient_clip=stage1["gradient_clip"],
+            slots=stage1["slots"],
+            balance=setting.numbers("stage1.balance", least=1, count=1)[0],
+            seed=setting["seed"],
+            prior_every=stage1["prior_every"],
+            metadata={"class_noun": class_noun},
+            device=setting["trainer.device"],
+            out=artifact.folder,
+            checkpoint_seconds=setting["trainer.checkpoint_seconds"],
+            logger=tracker.logger,
+            callbacks=[Speed()],
+            progress=progress,
+            say=say,
+            memory_plan=plan,
+            ranks=ranks,
+        )
+        if not first:
+            return prior
+        tracker.made(Thing("prior", file_sha256(prior)))
     artifact.finish(
         **measured(setting, plan, say=say),
         people=len(people),

@@ -16,13 +16,16 @@ from metalora.people.cache import LatentCache, prepare_people
 from metalora.people.folder import PersonFolder, describe, scan_people
 from metalora.people.photos import load_photo, pixel_sha256
 from metalora.tasks.artifact import Artifact
-from metalora.tasks.loggers import training_logger
+from metalora.tasks.loggers import tracked, with_logger
 from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.progress import Board, Progress
+from metalora.tasks.samples import draw_samples, embed_sample_prompts
 from metalora.tasks.setting import Setting, set_threads
+from metalora.tasks.tracking import Thing, digest_of
 from metalora.training.checkpoints import writing
 from metalora.training.cohorts import lora_path
 from metalora.training.personalization import run_personalization
+from metalora.training.speed import Speed
 
 
 def run(cfg: DictConfig) -> None:
@@ -37,7 +40,7 @@ def run(cfg: DictConfig) -> None:
         if scan.skipped:
             board.say(f"skipped: {describe(scan.skipped)}")
         folder = personalize(
-            setting,
+            with_logger(setting, say=board.say),
             people=people,
             class_noun=setting["class_noun"],
             label=Path(setting["image"]).stem,
@@ -98,7 +101,6 @@ def personalize(
     if artifact.complete and all(path.is_file() for path in wanted):
         return artifact.folder
     artifact.begin()
-    run_name = f"{method['name']}-r{setting['rank']}-{artifact.hash}"
     loaded = load_prior(prior) if prior else None
     if loaded is not None:
         layers = list(setting.backbone.layer_shapes)
@@ -122,6 +124,8 @@ def personalize(
         progress=lambda done, total: progress("encode", done, total),
     )
     texts = cache.texts({person.caption for person in trained})
+    nouns = _class_nouns(people, class_noun)
+    embed_sample_prompts(setting, people=nouns)
     cohort = min(setting["cohort_size"], len(trained))
     plan = plan_training(
         setting,
@@ -134,29 +138,40 @@ def personalize(
         train_meta_down=False,
         say=say,
     )
-    run_personalization(
-        setting.backbone,
-        trained,
-        texts=texts,
-        method=method["name"],
-        rank=setting["rank"],
-        meta_rank=setting["meta_rank"] if method["prior"] else None,
-        prior=loaded,
-        iterations=setting.iterations,
-        learning_rate=setting["learning_rate"],
-        gradient_clip=setting["gradient_clip"],
-        batch_size=setting["batch_size"],
-        flips=method["flips"],
-        cohort_size=setting["cohort_size"],
-        seed=setting["seed"],
-        class_nouns=_class_nouns(people, class_noun),
-        device=setting["trainer.device"],
-        out=artifact.folder,
-        checkpoint_seconds=setting["trainer.checkpoint_seconds"],
-        logger=training_logger(setting, name=run_name, folder=artifact.folder),
-        progress=progress,
-        memory_plan=plan,
-    )
+    with tracked(setting, task="personalize", digest=artifact.hash, folder=artifact.folder) as tracker:
+        tracker.used(
+            Thing("people", digest_of(photo for photos in artifact.config["people"].values() for photo in photos))
+        )
+        if prior is not None:
+            tracker.used(Thing("prior", artifact.parents["prior"]))
+        run_personalization(
+            setting.backbone,
+            trained,
+            texts=texts,
+            method=method["name"],
+            rank=setting["rank"],
+            meta_rank=setting["meta_rank"] if method["prior"] else None,
+            prior=loaded,
+            iterations=setting.iterations,
+            learning_rate=setting["learning_rate"],
+            gradient_clip=setting["gradient_clip"],
+            batch_size=setting["batch_size"],
+            flips=method["flips"],
+            cohort_size=setting["cohort_size"],
+            seed=setting["seed"],
+            class_nouns=nouns,
+            device=setting["trainer.device"],
+            out=artifact.folder,
+            checkpoint_seconds=setting["trainer.checkpoint_seconds"],
+            logger=tracker.logger,
+            callbacks=[Speed()],
+            progress=progress,
+            memory_plan=plan,
+        )
+        for count in setting.iterations:
+            files = [lora_path(artifact.folder, person.identity, count) for person in people]
+            tracker.made(Thing("lora", digest_of(map(file_sha256, files)), (("iterations", count),)))
+        draw_samples(setting, people=nouns, folder=artifact.folder, tracker=tracker, progress=progress)
     for person in people:
         _write_card(artifact.folder, person.identity, setting.iterations)
     artifact.finish(

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.optimizer import BankAdamW
 from metalora.core.contracts import Batch
+from metalora.core.metric_names import BUCKET, PHASE
 from metalora.core.schedule import SLOTS
 from metalora.people.share import Share
 from metalora.training.monitor import due
@@ -45,8 +46,8 @@ class BucketSchedule(Callback):
         if self.bank.train_meta_down == visit.warm_up:
             self.bank.train_meta_down = not visit.warm_up
         if due(trainer, batch):
-            values: dict[str, Any] = {"train/bucket": float(visit.bucket), "train/phase": float(not visit.warm_up)}
-            pl_module.log_dict(values, batch_size=len(batch.samples))
+            values: dict[str, Any] = {BUCKET.name: float(visit.bucket), PHASE.name: float(not visit.warm_up)}
+            pl_module.log_dict(values, batch_size=len(batch.samples), logger=False)
 
     def _seat(self, trainer: Trainer, visit: int, bucket: tuple[str, ...], *, begins: bool) -> None:
         self._seated = visit

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from metalora.core.atomic import write_bytes
 from metalora.core.contracts import Batch
 from metalora.core.errors import UserError
+from metalora.core.notice import notice
 from metalora.training.identity_parallel import IdentityParallel, agreed
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -162,12 +163,13 @@ class StateKeeper(Checkpoint):
     ) -> None:
         self.path, self.end, self.seconds, self.every, self.check = path, end, seconds, every, check
         self.interrupted = self.terminated = False
+        self._tells = True
         self._saved_at = time.monotonic()
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for Ctrl-C; as one of several processes also for SIGTERM, which Lightning would obey alone."""
-        self._saved_at = time.monotonic()
+        self._saved_at, self._tells = time.monotonic(), trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
             if isinstance(trainer.strategy, IdentityParallel):
@@ -183,6 +185,11 @@ class StateKeeper(Checkpoint):
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self._tells:
+            return
+        # Not from here: whoever holds the terminal's lock may be what was interrupted.
+        text = "saving after the iteration at hand; Ctrl-C again stops now"
+        threading.Thread(target=notice, args=(text,), daemon=True).start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -19,6 +19,7 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.metric_names import BUCKET, NORM_META_DOWN, NORMS, PHASE
 from metalora.core.schedule import SLOTS, BucketPlan
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import IdentityBucketSampler
@@ -70,14 +71,16 @@ class MetaTraining(LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each identity by its own norm, Meta-Down by its own."""
         if self._log_due or self.recipe.gradient_clip is not None:
-            norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+            norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip, parts=self._log_due)
         if self._log_due:
-            rows = self._of_all(norms.rows)
-            self.log_dict({"train/grad_norm_meta_down": norms.meta_down, "train/grad_norm_rows": rows}, batch_size=1)
+            told = norms.named()  # Meta-Down's gradient is everybody's already
+            names = [metric.name for metric in NORMS]
+            means = self._of_all(torch.stack([told[name] for name in names]))
+            self.log_dict(told | dict(zip(names, means, strict=True)), batch_size=1, logger=False)
 
-    def _of_all(self, mean: Tensor) -> Tensor:
-        """A mean over this process's identities of the iteration as one over everybody's."""
-        return summed(mean * self._part if self._part else torch.zeros_like(mean), self.trainer)
+    def _of_all(self, means: Tensor) -> Tensor:
+        """Means over this process's identities of the iteration as means over everybody's."""
+        return summed(means * self._part if self._part else torch.zeros_like(means), self.trainer)
 
     def configure_optimizers(self) -> BankAdamW:
         """One optimizer with two groups, so that Lightning's global_step counts iterations."""
@@ -215,7 +218,8 @@ def run_meta_training(
             finite,
             Metrics(
                 out / "metrics.csv",
-                columns=("train/grad_norm_meta_down", "train/grad_norm_rows", "train/bucket", "train/phase"),
+                columns=[metric.name for metric in (NORM_META_DOWN, *NORMS, BUCKET, PHASE)],
+                warm_up=lambda iteration: plan.visit(iteration).warm_up,
             ),
             Exporter(missing, export, check=finite.check),
             *callbacks,

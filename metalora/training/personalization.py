@@ -17,12 +17,13 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.metric_names import NORMS
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, quantization_of, tensors_hash, to_metadata
-from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
+from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, counted, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
 
@@ -53,9 +54,9 @@ class Personalization(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each person by their own norm."""
-        norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+        norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip, parts=self._log_due)
         if self._log_due:
-            self.log("train/grad_norm_rows", norms.rows, batch_size=1)
+            self.log_dict(norms.named(), batch_size=1, logger=False)
 
     def configure_optimizers(self) -> BankAdamW:
         """Only what has a gradient moves: the rows."""
@@ -149,7 +150,7 @@ def run_personalization(
     with FileLock(out / ".lock"):
         cohorts = plan_cohorts(out, people, configurations=configurations, milestones=milestones, size=cohort_size)
         for number, cohort in enumerate(cohorts, start=1):
-            label = f"Stage 2, {method} rank {rank}"
+            label = f"Stage 2, {method} rank {rank}, {counted(len(cohort.people))}"
             if len(cohorts) > 1:
                 label += f", cohort {number}/{len(cohorts)}"
             reports = [] if progress is None else [ProgressReport(progress, label=label, total=max(cohort.missing))]
@@ -247,7 +248,7 @@ def _train(
             callbacks=[
                 finite,
                 *callbacks,
-                Metrics(cohort.folder / "metrics.csv", columns=("train/grad_norm_rows",)),
+                Metrics(cohort.folder / "metrics.csv", columns=[metric.name for metric in NORMS]),
                 Exporter(cohort.missing, export, check=finite.check),
             ],
             # A state beyond a LoRA that is missing is of no use: that LoRA's iterations are done again.

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -47,7 +49,7 @@ def fit(
     ranks = Ranks() if parallel is None else parallel.ranks
     if ranks.rank == 0:
         clear_leftovers(keeper.path)
-    with _quiet(), ranks.joined():
+    with _quiet(), _own_interrupts(), ranks.joined():
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
             devices=ranks.devices,
@@ -72,6 +74,10 @@ def fit(
                 trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
         except SIGTERMException:  # without a status of its own, it would pass for success
             raise SystemExit(TERMINATED) from None
+        except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt from None
     if keeper.interrupted:
         raise KeyboardInterrupt
     if keeper.terminated:
@@ -93,3 +99,16 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Give Ctrl-C back to whoever had it: Lightning leaves it ignored after one, and its callbacks after an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -86,8 +86,8 @@ def test_only_meta_downs_gradient_is_sent_and_nothing_in_warm_up(tiny_flux_dir: 
     for seen in run.seen:
         for iteration, messages in enumerate(seen["messages"][:-1]):  # the last one saves
             wanted = [] if schedule.visit(iteration).warm_up else [("all_reduce", size)]
-            if (iteration + 1) % SETTINGS["log_every"] == 0:  # rows' gradient norm, losses, and three wishes
-                wanted += [("all_reduce", 4), ("all_reduce", 4 * 5), ("all_reduce", 12)]
+            if (iteration + 1) % SETTINGS["log_every"] == 0:  # norms of rows, Mid and Up, losses, and three wishes
+                wanted += [("all_reduce", 12), ("all_reduce", 4 * 5), ("all_reduce", 12)]
             assert messages == wanted, iteration
 
 

@@ -65,8 +65,26 @@ def meta_train(
     prior = artifact.folder / PRIOR
     every, end = setting["stage1.prior_every"], setting["stage1.q_total"]
     kept = [artifact.folder / prior_name(count) for count in range(every, end + 1, every)] if every else []
-    if artifact.complete and all(path.is_file() for path in (prior, *kept)):
-        return prior
+
+    def there() -> bool:
+        return artifact.complete and all(path.is_file() for path in (prior, *kept))
+
+    with artifact.making(progress, done=there) as owned:
+        if owned is not None:
+            _train(setting, artifact, class_noun=class_noun, progress=owned, say=say)
+    return prior
+
+
+def _train(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    class_noun: str,
+    progress: Progress,
+    say: Callable[[str], None] | None,
+) -> None:
+    """What is missing of a prior whose folder this process owns."""
+    prior = artifact.folder / PRIOR
     artifact.begin()
     people, texts = encode_stage1(setting, class_noun=class_noun, progress=progress)
     stage1 = setting["stage1"]
@@ -112,7 +130,6 @@ def meta_train(
         images=sum(len(person.images) for person in people),
         sha256=file_sha256(prior),
     )
-    return prior
 
 
 def _rows(setting: Setting, people: Sequence[TrainingPerson]) -> int:

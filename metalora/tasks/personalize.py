@@ -23,6 +23,7 @@ from metalora.tasks.setting import Setting, set_threads
 from metalora.training.checkpoints import writing
 from metalora.training.cohorts import lora_path
 from metalora.training.personalization import run_personalization
+from metalora.training.wishes import Wishes
 
 
 def run(cfg: DictConfig) -> None:
@@ -95,8 +96,45 @@ def personalize(
         require_prior(prior)
     artifact = artifact_of(setting, people=people, class_noun=class_noun, label=label, prior=prior, face=face)
     wanted = [lora_path(artifact.folder, person.identity, count) for person in people for count in setting.iterations]
-    if artifact.complete and all(path.is_file() for path in wanted):
+
+    def there() -> bool:
+        return all(path.is_file() for path in wanted)
+
+    if artifact.complete and there():
         return artifact.folder
+    wishes = Wishes(artifact.folder)
+    wishes.ask(setting.iterations)  # of whoever trains this trajectory meanwhile
+    # In a folder named by its hash, LoRAs that are there are the ones wanted; one that was named may hold anything.
+    served = there if not setting["out"] else (lambda: False)
+    with artifact.making(progress, done=lambda: artifact.complete and there(), served=served) as owned:
+        wishes.drop(setting.iterations)
+        if owned is not None:
+            _train(
+                setting,
+                artifact,
+                people=people,
+                class_noun=class_noun,
+                prior=prior,
+                face=face,
+                progress=owned,
+                say=say,
+            )
+    return artifact.folder
+
+
+def _train(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    people: Sequence[PersonFolder],
+    class_noun: str,
+    prior: Path | None,
+    face: Literal["only", "largest"],
+    progress: Progress,
+    say: Callable[[str], None] | None,
+) -> None:
+    """What is missing of a trajectory whose folder this process owns."""
+    method = setting["method"]
     artifact.begin()
     run_name = f"{method['name']}-r{setting['rank']}-{artifact.hash}"
     loaded = load_prior(prior) if prior else None
@@ -165,7 +203,6 @@ def personalize(
         training_images={person.identity: len(person.images) for person in trained},
         **measured(setting, plan, say=say),
     )
-    return artifact.folder
 
 
 def _write_card(folder: Path, identity: str, iterations: Sequence[int]) -> None:

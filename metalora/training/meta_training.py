@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
@@ -17,6 +16,7 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.lease import Lease
 from metalora.core.schedule import SLOTS, BucketPlan
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import IdentityBucketSampler
@@ -153,7 +153,7 @@ def run_meta_training(
         **quantization_of(backbone),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock"):
+    with Lease(out / ".lease", what=out.name):
         missing = _missing_priors(out, configuration, q_total=q_total, prior_every=prior_every)
         if not missing:
             return out / PRIOR

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from metalora.adapters.artifacts import file_sha256
 from metalora.core.contracts import TrainingPerson
+from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
 from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import Artifact
@@ -19,8 +20,8 @@ from metalora.tasks.setting import Setting, set_threads
 from metalora.training.meta_training import PRIOR, photos_of, prior_name, run_meta_training
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> Path:
+    """The task behind the command line; returns the prior."""
     setting = Setting.of(cfg)
     set_threads(setting)
     with Board() as board:
@@ -28,6 +29,7 @@ def run(cfg: DictConfig) -> None:
             setting, class_noun=setting["class_noun"], progress=board.reporter("meta-train"), say=board.say
         )
         board.say(f"prior: {prior}")
+    return prior
 
 
 def artifact_of(setting: Setting, class_noun: str) -> Artifact:
@@ -53,11 +55,17 @@ def recipe_of(setting: Setting) -> dict[str, Any]:
 
 
 def meta_train(
-    setting: Setting, *, class_noun: str, progress: Progress, say: Callable[[str], None] | None = None
+    setting: Setting,
+    *,
+    class_noun: str,
+    at: int | None = None,
+    progress: Progress,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Train the prior of one class, or continue, or return the one that is there.
 
     Args:
+        at: take the prior after so many iterations, one that `stage1.prior_every` keeps; None: the final one.
         say: told one line about buckets and one about memory.
     """
     ensure_stage1(setting, class_noun=class_noun, progress=progress)
@@ -69,10 +77,20 @@ def meta_train(
     def there() -> bool:
         return artifact.complete and all(path.is_file() for path in (prior, *kept))
 
-    with artifact.making(progress, done=there) as owned:
+    wanted = prior if at is None else artifact.folder / prior_name(at)
+    if wanted not in (prior, *kept):
+        raise UserError(
+            "Stage 1 keeps no prior at this iteration",
+            expected=f"a multiple of stage1.prior_every={every}, up to {end}",
+            got=str(at),
+            key="prior_at, stage1.prior_every",
+        )
+    # Only in a folder named by its hash is a file that is there the one that is wanted.
+    served = wanted.is_file if at is not None and not setting["out"] else there
+    with artifact.making(progress, done=there, served=served) as owned:
         if owned is not None:
             _train(setting, artifact, class_noun=class_noun, progress=owned, say=say)
-    return prior
+    return wanted
 
 
 def _train(

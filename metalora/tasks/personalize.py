@@ -20,35 +20,44 @@ from metalora.tasks.loggers import training_logger
 from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
+from metalora.tasks.shards import shard_of
 from metalora.training.checkpoints import writing
 from metalora.training.cohorts import lora_path
 from metalora.training.personalization import run_personalization
 from metalora.training.wishes import Wishes
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the files it was run for."""
     setting = Setting.of(cfg)
     set_threads(setting)
     if setting["face"] not in ("only", "largest"):
         raise UserError("unknown choice of face", expected="only or largest", got=str(setting["face"]), key="face")
+    if setting["image"] == "benchmark":
+        from metalora.tasks.grid import personalize_benchmark  # which draws and scores, and so stands on this module
+
+        with Board() as board:
+            return personalize_benchmark(setting, board=board)
+    if setting["score"]:
+        raise UserError("only the benchmark can be scored", expected="image=benchmark", got="score=true", key="score")
     scan = scan_people(Path(setting["image"]))
-    people = _named(scan.people, setting["identity"])
+    shard = shard_of(setting, _named(scan.people, setting["identity"]))
     with Board() as board:
         if scan.skipped:
             board.say(f"skipped: {describe(scan.skipped)}")
         folder = personalize(
             setting,
-            people=people,
+            people=shard.people,
             class_noun=setting["class_noun"],
-            label=Path(setting["image"]).stem,
+            label=Path(setting["image"]).stem + shard.label,
             prior=Path(setting["prior"]) if setting["prior"] else None,
             face=setting["face"],
             progress=board.reporter("personalize"),
             say=board.say,
         )
-        for person in people:
+        for person in shard.people:
             board.say(f"LoRA: {lora_path(folder, person.identity, setting.iterations[-1])}")
+    return [lora_path(folder, person.identity, count) for person in shard.people for count in setting.iterations]
 
 
 def _named(people: Sequence[PersonFolder], identity: str | None) -> Sequence[PersonFolder]:

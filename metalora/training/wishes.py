@@ -1,7 +1,7 @@
-"""Checkpoints that others wait for: a run of 750 iterations also writes the LoRAs at 250 that a waiting job asks for.
+"""Checkpoints that others wait for: a run of 750 iterations also writes the LoRAs at 250 that a waiting job wants.
 
-A wish is an empty file beside the lease of the trajectory's folder. Where it comes too late, whoever wished trains those
-iterations anew.
+A wish is an empty file beside the lease of the trajectory's folder. Where it comes too late, whoever wished
+trains those iterations anew.
 """
 
 from collections.abc import Callable, Iterable

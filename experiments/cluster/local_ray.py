@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine for one command: `python -m experiments.cluster.local_ray CMD`.
 
-Every node is a raylet of its own on loopback, with one CPU; the head has none, so that no work goes to it. At the end only
-these processes are stopped (`ray stop` would stop everybody's).
+Every node is a raylet of its own on loopback, with one CPU; the head has none, so that no work goes to it. At the end
+only these processes are stopped (`ray stop` would stop everybody's).
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """A Slurm cluster of one node on this machine for one command: `python -m experiments.cluster.local_slurm CMD`.
 
-munge, slurmctld and slurmd with everything they write in a temporary folder, on loopback and free ports; at the end only
+munge, slurmctld and slurmd, with all that they write in a temporary folder, on loopback and free ports; at the end only
 what was started is stopped. Needs root and Debian's slurmctld, slurmd, slurm-client and munge.
 
 Slurm's `sacct` needs a database server; submitit asks it how jobs ended. Here a stand-in of that name answers out of
@@ -25,6 +25,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
 
 CONFIGURATION = """
 ClusterName=here
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port_ctld}
 SlurmdPort={port_d}
@@ -110,7 +111,13 @@ def _start(folder: Path, started: list[subprocess.Popen[bytes]], *, cpus: int) -
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 512
     (folder / "slurm.conf").write_text(
         CONFIGURATION.format(
-            host=host, folder=folder, port_ctld=port_ctld, port_d=port_d, cpus=cpus, memory=memory
+            host=host,
+            folder=folder,
+            first_job=1000 + secrets.randbelow(10**6),  # no number of an earlier such cluster comes again
+            port_ctld=port_ctld,
+            port_d=port_d,
+            cpus=cpus,
+            memory=memory,
         ).strip()
         + "\n"
     )

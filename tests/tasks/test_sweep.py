@@ -1,4 +1,4 @@
-"""A sweep with a memory: what is done is not launched again, what fails stops nothing, what is lost is launched again."""
+"""A sweep with a memory: what is done is not launched again, what fails stops nothing, what is lost comes again."""
 
 import json
 import multiprocessing

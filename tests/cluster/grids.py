@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from pandas.testing import assert_frame_equal
 
 from metalora.core.lease import is_alive, owner
-from metalora.evaluation.score import read_scores
 from metalora.tasks.cells import Cell, Standing, cells_of
 
 GRID = (
@@ -30,7 +30,6 @@ GRID = (
 )
 """Two trajectories of three people, two cells on each."""
 CELLS = 4
-COSTS = ("seconds", "peak_memory_mb")
 
 
 def start(outputs: Path, *words: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
@@ -78,9 +77,8 @@ def assert_same(one: Path, other: Path) -> None:
     assert [path.parent.name for path in tables[0]] == [path.parent.name for path in tables[1]]
     assert len(tables[0]) == CELLS and compared > CELLS
     for left, right in zip(*tables, strict=True):
-        frames = [read_scores([path]) for path in (left, right)]
-        frames = [frame.drop(columns=[name for name in COSTS if name in frame]) for frame in frames]
-        assert_frame_equal(*frames, check_exact=True)
+        frames = [pd.read_parquet(path) for path in (left, right)]
+        assert_frame_equal(frames[0], frames[1], check_exact=True)
 
 
 def kill_a_trainer(outputs: Path, process: "subprocess.Popen[str]", *, seconds: float = 900) -> int:

@@ -217,7 +217,9 @@ def test_launcher_presets_extend_their_plugins(name: str) -> None:
         words = ["task=meta-train", f"hydra/launcher={name}"]
         launcher = compose("config", overrides=words, return_hydra_config=True).hydra.launcher
     assert launcher["_target_"].startswith(f"hydra_plugins.{LAUNCHERS[name][0]}")
-    own = {key: value for key, value in preset.items() if key not in ("defaults", "submitit_folder", "ray")}
+    values = OmegaConf.to_container(preset, resolve=False)
+    assert isinstance(values, dict)
+    own = {key: value for key, value in values.items() if key not in ("defaults", "submitit_folder", "ray")}
     assert {key: launcher[key] for key in own} == own
 
 

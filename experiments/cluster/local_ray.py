@@ -11,6 +11,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
+HERE = "127.0.0.2"
+"""Loopback, but not the address that Ray takes for a word for the machine's own one."""
+
 
 def is_installed() -> bool:
     """Whether Ray is there."""
@@ -32,11 +35,11 @@ def running(*, nodes: int = 2, cpus: int = 1) -> Iterator[Mapping[str, str]]:
     memory = {"object_store_memory": 80 * 2**20}
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.1", **memory},
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "node_ip_address": HERE, **memory},
     )
     try:
         for _ in range(nodes):
-            cluster.add_node(num_cpus=cpus, node_ip_address="127.0.0.1", **memory)
+            cluster.add_node(num_cpus=cpus, node_ip_address=HERE, **memory)
         cluster.wait_for_nodes()
         yield {"RAY_ADDRESS": cluster.address, "RAY_USAGE_STATS_ENABLED": "0"}
     finally:

@@ -50,5 +50,9 @@ class CellSweeper(BasicSweeper):
             swept=swept,
         )
         cli.speak()  # the configuration is whole: from here on people hear everything
-        launcher = self.launcher
-        return sweep.run(lambda cells, first: launcher.launch(cells, initial_job_idx=first), attempts=self.attempts)
+        launcher, outputs = self.launcher, f"paths.outputs='{self.config.paths.outputs}'"
+
+        def launch(cells: list[list[str]], first: int) -> None:  # a worker elsewhere may have another environment
+            launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
+
+        return sweep.run(launch, attempts=self.attempts)

@@ -63,7 +63,7 @@ def standings(outputs: Path) -> list[tuple[Cell, Standing]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Every LoRA, image and score of two outputs is the same, bit for bit."""
+    """Every LoRA and image of two outputs is the same, bit for bit; scores within 1e-6, as faces are embedded in batches."""
     compared = 0
     for pattern in ("personalize/*/*/*.safetensors", "generate/*/images/**/*.png"):
         files = [sorted((outputs / "tradeoff").glob(pattern)) for outputs in (one, other)]
@@ -78,7 +78,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert len(tables[0]) == CELLS and compared > CELLS
     for left, right in zip(*tables, strict=True):
         frames = [pd.read_parquet(path) for path in (left, right)]
-        assert_frame_equal(frames[0], frames[1], check_exact=True)
+        assert_frame_equal(frames[0], frames[1], rtol=0, atol=1e-6)
 
 
 def kill_a_trainer(outputs: Path, process: "subprocess.Popen[str]", *, seconds: float = 900) -> int:

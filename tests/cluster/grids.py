@@ -63,7 +63,7 @@ def standings(outputs: Path) -> list[tuple[Cell, Standing]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Every LoRA and image of two outputs is the same, bit for bit; scores within 1e-6, as faces are embedded in batches."""
+    """LoRAs and images of two outputs are the same, bit for bit; scores within 1e-6: faces are embedded in batches."""
     compared = 0
     for pattern in ("personalize/*/*/*.safetensors", "generate/*/images/**/*.png"):
         files = [sorted((outputs / "tradeoff").glob(pattern)) for outputs in (one, other)]

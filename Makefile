@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep test check format miniworld rival speed lock clean
-.PHONY: study test-browser dashboard
+.PHONY: study test-browser test-slurm test-ray dashboard
 .PHONY: rivals sets table1 table2 table3 table4 fig3 fig4 fig5 fig6 fig7 r1-selection
 
 help:  ## list the targets
@@ -75,6 +75,14 @@ test: $(STAMP)  ## all tests
 
 test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt install chromium chromium-driver)
 	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
+
+test-slurm: $(STAMP)  ## a small grid on a Slurm cluster of this machine (root; Debian: apt install slurmctld slurmd slurm-client munge)
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet -e '.[slurm]'
+	METALORA_SLURM=required $(TEST_ENV) $(BIN)/pytest -q -s tests/cluster/test_slurm.py
+
+test-ray: $(STAMP)  ## a small grid on a Ray cluster of this machine
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet -e '.[ray]'
+	METALORA_RAY=required $(TEST_ENV) $(BIN)/pytest -q -s tests/cluster/test_ray.py
 
 study: $(STAMP)  ## the user study with the models of a finished `make reproduce`: built, then served on this machine
 	$(BIN)/python -m experiments.user_study.sets

@@ -140,8 +140,23 @@ def evaluate(
     parents = {str(folder) if alike else folder.name: _hash(folder) for folder in images}
     artifact = Artifact(setting.folder("evaluate", label, Artifact(Path(), config, parents).hash), config, parents)
     scores = artifact.folder / "scores.parquet"
-    if artifact.complete and scores.is_file():
-        return scores
+    with artifact.making(progress, done=lambda: artifact.complete and scores.is_file()) as owned:
+        if owned is not None:
+            _score(setting, artifact, images=images, subjects=subjects, scores=scores, progress=owned)
+    return scores
+
+
+def _score(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    images: Sequence[Path],
+    subjects: Sequence[Subject] | None,
+    scores: Path,
+    progress: Progress,
+) -> None:
+    """The score table in a folder that this process owns."""
+    chosen = setting["benchmark"]
     artifact.begin()
     prompts = load_prompts(Path(chosen["prompts"]))
     people = tuple(subjects or load_benchmark(Path(chosen["root"])).subjects)
@@ -168,7 +183,6 @@ def evaluate(
         tell_cells(tracker, frame, folder=artifact.folder)
         tell_lineage(tracker, images, digest=artifact.hash)
     artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"], rates=rates_hash(setting))
-    return scores
 
 
 def _subject(frame: "pd.DataFrame") -> dict[str, str | int]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from metalora.adapters.artifacts import file_sha256
 from metalora.core.contracts import TrainingPerson
+from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
 from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import Artifact
@@ -19,16 +20,16 @@ from metalora.tasks.ranks import ranks_of, take_place
 from metalora.tasks.setting import Setting, set_threads
 from metalora.tasks.tracking import Thing, Tracker
 from metalora.training.meta_training import PRIOR, photos_of, prior_name, run_meta_training
+from metalora.training.ranks import Ranks
 from metalora.training.speed import Speed
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> Path:
+    """The task behind the command line; returns the prior."""
     setting = Setting.of(cfg)
     set_threads(setting)
     if ranks_of(setting, class_noun=setting["class_noun"]).rank > 0:  # torchrun or srun started it; the first one tells
-        meta_train(setting, class_noun=setting["class_noun"], progress=lambda stage, done, total: None)
-        return
+        return meta_train(setting, class_noun=setting["class_noun"], progress=lambda stage, done, total: None)
     with Board() as board:
         prior = meta_train(
             with_logger(setting, say=board.say),
@@ -37,6 +38,7 @@ def run(cfg: DictConfig) -> None:
             say=board.say,
         )
         board.say(f"prior: {prior}")
+    return prior
 
 
 def artifact_of(setting: Setting, class_noun: str) -> Artifact:
@@ -65,7 +67,12 @@ def recipe_of(setting: Setting) -> dict[str, Any]:
 
 
 def meta_train(
-    setting: Setting, *, class_noun: str, progress: Progress, say: Callable[[str], None] | None = None
+    setting: Setting,
+    *,
+    class_noun: str,
+    at: int | None = None,
+    progress: Progress,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Train the prior of one class, or continue, or return the one that is there.
 
@@ -73,6 +80,7 @@ def meta_train(
     (unless torchrun or srun did) and writes everything.
 
     Args:
+        at: take the prior after so many iterations, one that `stage1.prior_every` keeps; None: the final one.
         say: told one line about buckets and one about memory.
     """
     ranks = ranks_of(setting, class_noun=class_noun)
@@ -82,8 +90,41 @@ def meta_train(
     prior = artifact.folder / PRIOR
     every, end = setting["stage1.prior_every"], setting["stage1.q_total"]
     kept = [artifact.folder / prior_name(count) for count in range(every, end + 1, every)] if every else []
-    if artifact.complete and all(path.is_file() for path in (prior, *kept)):
-        return prior
+
+    def there() -> bool:
+        return artifact.complete and all(path.is_file() for path in (prior, *kept))
+
+    wanted = prior if at is None else artifact.folder / prior_name(at)
+    if wanted not in (prior, *kept):
+        raise UserError(
+            "Stage 1 keeps no prior at this iteration",
+            expected=f"a multiple of stage1.prior_every={every}, up to {end}",
+            got=str(at),
+            key="prior_at, stage1.prior_every",
+        )
+    if ranks.rank > 0:  # the first one owns the folder, and waits where another run does
+        if not there():
+            _train(setting, artifact, class_noun=class_noun, ranks=ranks, progress=progress, say=say)
+        return wanted
+    # Only in a folder named by its hash is a file that is there the one that is wanted.
+    served = wanted.is_file if at is not None and not setting["out"] else there
+    with artifact.making(progress, done=there, served=served) as owned:
+        if owned is not None:
+            _train(setting, artifact, class_noun=class_noun, ranks=ranks, progress=owned, say=say)
+    return wanted
+
+
+def _train(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    class_noun: str,
+    ranks: Ranks,
+    progress: Progress,
+    say: Callable[[str], None] | None,
+) -> None:
+    """What is missing of a prior whose folder this process, or the first of its ranks, owns."""
+    prior = artifact.folder / PRIOR
     artifact.begin()
     people, texts = encode_stage1(setting, class_noun=class_noun, progress=progress)
     stage1 = setting["stage1"]
@@ -135,7 +176,7 @@ def meta_train(
             ranks=ranks,
         )
         if not first:
-            return prior
+            return
         tracker.made(Thing("prior", file_sha256(prior)))
     artifact.finish(
         **measured(setting, plan, say=say),
@@ -143,7 +184,6 @@ def meta_train(
         images=sum(len(person.images) for person in people),
         sha256=file_sha256(prior),
     )
-    return prior
 
 
 def _rows(setting: Setting, people: Sequence[TrainingPerson]) -> int:

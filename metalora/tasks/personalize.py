@@ -21,36 +21,46 @@ from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.samples import draw_samples, embed_sample_prompts
 from metalora.tasks.setting import Setting, set_threads
+from metalora.tasks.shards import shard_of
 from metalora.tasks.tracking import Thing, digest_of
 from metalora.training.checkpoints import writing
 from metalora.training.cohorts import lora_path
 from metalora.training.personalization import run_personalization
 from metalora.training.speed import Speed
+from metalora.training.wishes import Wishes
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the files it was run for."""
     setting = Setting.of(cfg)
     set_threads(setting)
     if setting["face"] not in ("only", "largest"):
         raise UserError("unknown choice of face", expected="only or largest", got=str(setting["face"]), key="face")
+    if setting["image"] == "benchmark":
+        from metalora.tasks.grid import personalize_benchmark  # which draws and scores, and so stands on this module
+
+        with Board() as board:
+            return personalize_benchmark(with_logger(setting, say=board.say), board=board)
+    if setting["score"]:
+        raise UserError("only the benchmark can be scored", expected="image=benchmark", got="score=true", key="score")
     scan = scan_people(Path(setting["image"]))
-    people = _named(scan.people, setting["identity"])
+    shard = shard_of(setting, _named(scan.people, setting["identity"]))
     with Board() as board:
         if scan.skipped:
             board.say(f"skipped: {describe(scan.skipped)}")
         folder = personalize(
             with_logger(setting, say=board.say),
-            people=people,
+            people=shard.people,
             class_noun=setting["class_noun"],
-            label=Path(setting["image"]).stem,
+            label=Path(setting["image"]).stem + shard.label,
             prior=Path(setting["prior"]) if setting["prior"] else None,
             face=setting["face"],
             progress=board.reporter("personalize"),
             say=board.say,
         )
-        for person in people:
+        for person in shard.people:
             board.say(f"LoRA: {lora_path(folder, person.identity, setting.iterations[-1])}")
+    return [lora_path(folder, person.identity, count) for person in shard.people for count in setting.iterations]
 
 
 def _named(people: Sequence[PersonFolder], identity: str | None) -> Sequence[PersonFolder]:
@@ -98,8 +108,45 @@ def personalize(
         require_prior(prior)
     artifact = artifact_of(setting, people=people, class_noun=class_noun, label=label, prior=prior, face=face)
     wanted = [lora_path(artifact.folder, person.identity, count) for person in people for count in setting.iterations]
-    if artifact.complete and all(path.is_file() for path in wanted):
+
+    def there() -> bool:
+        return all(path.is_file() for path in wanted)
+
+    if artifact.complete and there():
         return artifact.folder
+    wishes = Wishes(artifact.folder)
+    wishes.ask(setting.iterations)  # of whoever trains this trajectory meanwhile
+    # In a folder named by its hash, LoRAs that are there are the ones wanted; one that was named may hold anything.
+    served = there if not setting["out"] else (lambda: False)
+    with artifact.making(progress, done=lambda: artifact.complete and there(), served=served) as owned:
+        wishes.drop(setting.iterations)
+        if owned is not None:
+            _train(
+                setting,
+                artifact,
+                people=people,
+                class_noun=class_noun,
+                prior=prior,
+                face=face,
+                progress=owned,
+                say=say,
+            )
+    return artifact.folder
+
+
+def _train(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    people: Sequence[PersonFolder],
+    class_noun: str,
+    prior: Path | None,
+    face: Literal["only", "largest"],
+    progress: Progress,
+    say: Callable[[str], None] | None,
+) -> None:
+    """What is missing of a trajectory whose folder this process owns."""
+    method = setting["method"]
     artifact.begin()
     loaded = load_prior(prior) if prior else None
     if loaded is not None:
@@ -180,7 +227,6 @@ def personalize(
         training_images={person.identity: len(person.images) for person in trained},
         **measured(setting, plan, say=say),
     )
-    return artifact.folder
 
 
 def _write_card(folder: Path, identity: str, iterations: Sequence[int]) -> None:

@@ -41,8 +41,8 @@ REFRESH_SECONDS = 60.0
 """A report costs seconds of a core that trains: it is not written more often."""
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> Path:
+    """The task behind the command line; returns the report."""
     from hydra.core.hydra_config import HydraConfig
 
     setting = Setting.of(cfg)
@@ -91,6 +91,7 @@ def run(cfg: DictConfig) -> None:
     print(outcome.text)
     print(outcome.headline)
     print(f"report: {outcome.index}")
+    return outcome.index
 
 
 class _Done:

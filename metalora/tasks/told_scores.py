@@ -24,7 +24,7 @@ def tell_cells(tracker: Tracker, scores: "pd.DataFrame", *, folder: Path | None 
     """The trade-off as a table (of every class alone and of all), and curves where one method at one rank is told of.
 
     Args:
-        scores: the table of `evaluation/score.py`.
+        scores: as `evaluation.score_table.read_scores` returns it.
         folder: where metrics.csv goes.
     """
     if folder is None and not tracker.listens:

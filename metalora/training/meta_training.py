@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
@@ -19,6 +18,7 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.lease import Lease
 from metalora.core.metric_names import BUCKET, NORM_META_DOWN, NORMS, PHASE
 from metalora.core.schedule import SLOTS, BucketPlan
 from metalora.people.datamodule import IdentityDataModule
@@ -175,7 +175,7 @@ def run_meta_training(
         **quantization_of(backbone),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock") if first else contextlib.nullcontext():
+    with Lease(out / ".lease", what=out.name) if first else contextlib.nullcontext():
         missing = _missing_priors(out, configuration, q_total=q_total, prior_every=prior_every)
         if not missing:
             return out / PRIOR

@@ -31,6 +31,8 @@ class Standing:
 
     state: State
     text: str = ""
+    mendable: bool = False
+    """It failed through what was typed or given, and whoever typed can mend it."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class Cell:
         write_json(self.folder / "done.json", facts)
         (self.folder / "failed.json").unlink(missing_ok=True)
 
-    def failed(self, reason: str, *, seconds: float) -> None:
-        """It ended badly, for this reason."""
-        write_json(self.folder / "failed.json", {"reason": reason, "seconds": round(seconds, 1), **_here()})
+    def failed(self, reason: str, *, mendable: bool, seconds: float) -> None:
+        """It ended badly, for this reason; `mendable`: bad input."""
+        facts = {"reason": reason, "mendable": mendable, "seconds": round(seconds, 1), **_here()}
+        write_json(self.folder / "failed.json", facts)
 
     def standing(self) -> Standing:
         """How it stands now. Who is silent on another machine counts as lost after a while."""
@@ -87,7 +90,7 @@ class Cell:
             told = _read(self.folder / "done.json")
             return Standing("done", f"{told['seconds']:.0f} s on {told['host']}")
         if told := _read(self.folder / "failed.json"):
-            return Standing("failed", str(told["reason"]))
+            return Standing("failed", str(told["reason"]), mendable=bool(told["mendable"]))
         return Standing("missing")
 
 

@@ -130,7 +130,19 @@ class Board(AbstractContextManager["Board"]):
         return Group(rows, Text(footer, style="dim", no_wrap=True, overflow="ellipsis")) if footer else rows
 
 
+def _is_one_of_many() -> bool:
+    """Whether this process runs one cell of a sweep whose other cells may run at the same time."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
+
+
 def _can_draw(stream: TextIO) -> bool:
-    """A terminal that can move its cursor, with somebody before it."""
+    """A terminal that can move its cursor, with somebody before it, and no other job that draws on it."""
+    if _is_one_of_many():
+        return False
     quiet = os.environ.get("TERM") in ("dumb", "unknown") or os.environ.get("CI", "").lower() not in ("", "0", "false")
     return stream.isatty() and not quiet

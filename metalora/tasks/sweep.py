@@ -22,7 +22,7 @@ Words = list[str]
 Launch = Callable[[list[Words], int], Any]
 """Called with the overrides of some cells and the number of the first; returns when they have ended."""
 
-SOME_CELLS_ARE_NOT_DONE = 1
+SOME_CELLS_ARE_NOT_DONE, BAD_INPUT = 1, 2
 
 
 class Sweep:
@@ -50,7 +50,8 @@ class Sweep:
         """Launch what is not done, and again what was lost with its worker.
 
         Raises:
-            SystemExit: with status 1 when a cell is not done at the end.
+            SystemExit: when a cell is not done at the end; with status 2 if bad input is all that stands in the way, as
+                for a single job, else with status 1.
         """
         cells = [cell for batch in self._batches for _, cell in batch]
         for cell in cells:
@@ -80,7 +81,8 @@ class Sweep:
             if standing.state != "done":
                 _say(f"{standing.state}: {cell.label}{': ' if standing.text else ''}{standing.text}")
         if done < len(cells):
-            raise SystemExit(SOME_CELLS_ARE_NOT_DONE)
+            mendable = all(standing.mendable for _, standing in standings if standing.state != "done")
+            raise SystemExit(BAD_INPUT if mendable else SOME_CELLS_ARE_NOT_DONE)
 
 
 def run_cell(cfg: DictConfig, body: Callable[[], Any], *, reason_of: Callable[[Exception], str | None]) -> None:
@@ -103,10 +105,11 @@ def run_cell(cfg: DictConfig, body: Callable[[], Any], *, reason_of: Callable[[E
             if getattr(cfg, "debug", False):
                 raise
             reason = reason_of(error)
+            mendable = reason is not None
             if reason is None:
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {_first_line(error)}"
-            cell.failed(reason, seconds=time.monotonic() - begun)
+            cell.failed(reason, mendable=mendable, seconds=_since(begun))
             _say(f"failed: {label}: {reason}")
             return
         cell.done(made if isinstance(made, list) else [made] if isinstance(made, Path) else [], seconds=_since(begun))

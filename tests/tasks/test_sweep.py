@@ -67,10 +67,15 @@ def test_a_sweep_goes_past_failures_and_launches_only_what_is_missing(
     assert "4 cells, 2 done, 0 running, 2 failed, 0 missing" in told
     assert "rank=2: no such rank; got 2; key: rank" in told and "rank=3: ZeroDivisionError: by zero" in told
     assert "rank=1" not in told
+    broken.remove(3)
+    with pytest.raises(SystemExit) as stop:
+        swept(tmp_path, 1, 2, 3, 4).run(launch, attempts=3)
+    assert stop.value.code == 2  # bad input is all that is left, as in a command without -m
+    assert launched.pop() == ["rank=2", "rank=3"]
     broken.clear()
     (tmp_path / "made4").unlink()  # what a done cell made is gone: it is done no more
     swept(tmp_path, 1, 2, 3, 4).run(launch, attempts=3)
-    assert launched[1:] == [["rank=2", "rank=3", "rank=4"]]
+    assert launched[1:] == [["rank=2", "rank=4"]]
     assert set(standings(tmp_path).values()) == {"done"}
     capsys.readouterr()
     swept(tmp_path, 1, 2, 3, 4).run(launch, attempts=3)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,25 @@ from typing import Any
 BLOCK = 32768  # LevelDB's log format, after a header of seven bytes
 
 
-def records(path: Path) -> Iterator[Any]:
-    """Every record of a `.wandb` file, as wandb's own protocol buffers."""
+def records(path: Path, *, seconds: float = 60) -> list[Any]:
+    """Every record of the `.wandb` file of a run that has ended, as wandb's own protocol buffers.
+
+    wandb's own process writes the file; on a busy machine it may still do so when the run is over for everybody else.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        found = list(_records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < end, f"the run in {path} did not end"
+        time.sleep(0.2)
+
+
+def _records(path: Path) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, position, parts = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     while position + 7 <= len(data):
         left = BLOCK - position % BLOCK
         if left < 7:
@@ -30,6 +44,22 @@ def records(path: Path) -> Iterator[Any]:
             record.ParseFromString(parts)
             yield record
             parts = b""
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Every text in every record, whichever field it is in."""
+
+    def within(message: Any) -> Iterator[str]:
+        for descriptor, value in message.ListFields():
+            values = value if descriptor.is_repeated else [value]
+            for one in values.values() if hasattr(values, "values") else values:
+                if hasattr(one, "ListFields"):
+                    yield from within(one)
+                elif isinstance(one, bytes | str):
+                    yield one.decode(errors="replace") if isinstance(one, bytes) else one
+
+    for record in records(path):
+        yield from within(record)
 
 
 def history(path: Path) -> list[dict[str, Any]]:

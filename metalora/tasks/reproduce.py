@@ -32,7 +32,7 @@ from metalora.tasks.progress import Board, Progress
 from metalora.tasks.protocol import prompts_of, subjects_of
 from metalora.tasks.report import facts_of, report, tell_study
 from metalora.tasks.setting import Setting
-from metalora.tasks.study import Clock, given_priors, is_whole, study_hash
+from metalora.tasks.study import Clock, given_priors, is_whole, study_hash, used
 from metalora.tasks.told_scores import last_scores
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
@@ -41,8 +41,8 @@ REFRESH_SECONDS = 60.0
 """A report costs seconds of a core that trains: it is not written more often."""
 
 
-def run(cfg: DictConfig) -> Path:
-    """The task behind the command line; returns the report."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the report and the score tables it stands on."""
     from hydra.core.hydra_config import HydraConfig
 
     setting = Setting.of(cfg)
@@ -91,7 +91,7 @@ def run(cfg: DictConfig) -> Path:
     print(outcome.text)
     print(outcome.headline)
     print(f"report: {outcome.index}")
-    return outcome.index
+    return [outcome.index, *used(folder, study).scores]
 
 
 class _Done:

@@ -49,7 +49,7 @@ def setting(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> Setting:
             "seed": 0,
             "trainer": {"device": "cpu", "checkpoint_seconds": 60.0},
             "memory": {"name": "auto", "budget_gb": None, "checkpointing": "auto", "offload": "auto"},
-            "logger": {"name": "csv"},
+            "logger": {"name": "csv", "samples": 0, "sample_prompts": None},
             "scorer": {"detector": {"threshold": 0.9}},
         }
     )

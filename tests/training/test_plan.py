@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from allocations import allocated_peak
-from conftest import make_tiny_flux
+from tiny_models import make_tiny_flux
 from training_runs import CAPTION, make_people, make_texts
 
 from metalora.adapters.bank import AdapterBank

@@ -128,39 +128,32 @@ def test_stage_2_goes_on_to_the_same_bits(outputs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tty", [True, False], ids=["terminal", "pipe"])
-def test_ctrl_c_reaches_the_workers_of_reproduce(outputs: Path, tty: bool) -> None:
+def test_ctrl_c_reaches_the_workers_of_reproduce_once_and_twice_then_to_the_same_bits(outputs: Path) -> None:
     words = ["reproduce", "experiment=mini/reproduce", *SMALL, "methods=[lora,lora_aug]", "classes=woman"]
-    words += ["iterations=[1,60]", "headline.target_iterations=60", f"name=both-{tty}", "trainer.workers=2"]
-    folder = outputs / f"both-{tty}"
-    cut = started(words, tty=tty)
+    words += ["iterations=[1,150]", "headline.target_iterations=150", "name=both", "trainer.workers=2"]
+    folder = outputs / "both"
+    cut = started(words, tty=True)
     cut.until(lambda: list(folder.glob("personalize/*/*/lora-000001.safetensors")), seconds=500)  # Stage 2 has begun
     cut.ctrl_c()
     cut.until(lambda: "the workers save what they train; Ctrl-C again stops now" in cut.text)
     stopped_cleanly(cut)
-    assert list(folder.glob("personalize/*/*/last.ckpt")), "nothing was saved"
-    assert not list(folder.glob("personalize/*/*/lora-000060.safetensors"))
-    if tty:
-        assert "score lora rank 1 woman" in cut.text and "━" in cut.text and "of 3 jobs done" in cut.text
-        assert "last scores: base woman, 0 iterations: R-FaceSim" in cut.text
-        return
-    assert "\x1b" not in cut.raw and "━" not in cut.raw
+    saved = {path: path.read_bytes() for path in folder.glob("personalize/*/*/last.ckpt")}
+    assert saved, "nothing was saved"
+    assert not list(folder.glob("personalize/*/*/lora-000150.safetensors"))
+    assert "score lora rank 1 woman" in cut.text and "━" in cut.text and "of 3 jobs done" in cut.text
+    assert "last scores: base woman, 0 iterations: R-FaceSim" in cut.text
+
+    twice = started([*words, "trainer.checkpoint_seconds=1000"], tty=False)
+    twice.until(lambda: "Stage 2, " in twice.text, seconds=500)
+    twice.ctrl_c()
+    twice.until(lambda: "Ctrl-C again stops now" in twice.text)
+    twice.ctrl_c()
+    stopped_cleanly(twice, within=30)
+    assert "\x1b" not in twice.raw and "━" not in twice.raw
+
     main(words)
     main([*words, "name=one", "trainer.workers=1"])
-    made = {path.relative_to(folder): path for path in folder.glob("personalize/*/*/lora-000060.safetensors")}
+    made = {path.relative_to(folder): path for path in folder.glob("personalize/*/*/lora-000150.safetensors")}
     assert len(made) == 4
     for name, path in made.items():
         assert path.read_bytes() == (outputs / "one" / name).read_bytes(), name
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_ends_workers_at_once(outputs: Path) -> None:
-    words = ["reproduce", "experiment=mini/reproduce", *SMALL, "methods=[lora,lora_aug]", "classes=woman"]
-    words += ["iterations=[1,4000]", "headline.target_iterations=4000", "name=now", "trainer.workers=2"]
-    folder = outputs / "now"
-    cut = started(words, tty=True)
-    cut.until(lambda: list(folder.glob("personalize/*/*/lora-000001.safetensors")), seconds=500)
-    cut.ctrl_c()
-    cut.until(lambda: "Ctrl-C again stops now" in cut.text)
-    cut.ctrl_c()
-    stopped_cleanly(cut, within=30)

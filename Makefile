@@ -77,12 +77,15 @@ test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt in
 	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
 
 test-slurm: $(STAMP)  ## a small grid on a Slurm cluster of this machine (root; Debian: apt install slurmctld slurmd slurm-client munge)
-	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet -e '.[slurm]'
 	METALORA_SLURM=required $(TEST_ENV) $(BIN)/pytest -q -s tests/cluster/test_slurm.py
 
-test-ray: $(STAMP)  ## a small grid on a Ray cluster of this machine
-	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet -e '.[ray]'
-	METALORA_RAY=required $(TEST_ENV) $(BIN)/pytest -q -s tests/cluster/test_ray.py
+# Ray's launcher wants older packages than the lock has: an environment of its own, otherwise with the lock's versions.
+test-ray: requirements.lock | $(filter .uv/bin/uv,$(UV))  ## a small grid on a Ray cluster of this machine
+	test -x $(VENV)-ray/bin/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)-ray
+	sed -nE 's/^([A-Za-z0-9_.-]+==[^ ;]+).*/\1/p' requirements.lock | grep -vE '^(cloudpickle|joblib|python-dateutil)=' \
+		> $(VENV)-ray/constraints.txt
+	VIRTUAL_ENV=$(VENV)-ray $(UV) pip install --quiet -c $(VENV)-ray/constraints.txt -e '.[ray]' pytest pytest-xdist
+	METALORA_RAY=required $(TEST_ENV) $(VENV)-ray/bin/pytest -q -s tests/cluster/test_ray.py
 
 study: $(STAMP)  ## the user study with the models of a finished `make reproduce`: built, then served on this machine
 	$(BIN)/python -m experiments.user_study.sets

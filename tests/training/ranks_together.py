@@ -19,6 +19,7 @@ from metalora.backbones.flux import load_flux
 from metalora.core.contracts import Batch
 from metalora.core.errors import UserError
 from metalora.training.ranks import Ranks
+from metalora.training.speed import Speed
 
 # One server process imports everything once; each rank is a fork of it.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -91,7 +92,7 @@ def one_rank(rank: int, world: int, port: int, flux: Path, out: Path, settings: 
     if moment in acts:
         backbone.predict = before_call(backbone.predict, number, acts[moment])  # type: ignore[method-assign]
     try:
-        stage1(backbone, out, ranks=Ranks(devices=world, timeout=timeout), callbacks=[seen], **settings)
+        stage1(backbone, out, ranks=Ranks(devices=world, timeout=timeout), callbacks=[seen, Speed()], **settings)
     except UserError as error:
         seen_file(out, rank).with_suffix(".txt").write_text(str(error))
         raise SystemExit(2) from None

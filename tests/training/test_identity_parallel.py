@@ -86,7 +86,8 @@ def test_several_processes_are_one(
     assert max(gaps.values()) <= TOLERANCE, gaps
     moved = largest(whole["meta_down"][0], whole["meta_down"][-1])
     assert moved > 0.01  # there was something to differ in
-    assert (many.out / "metrics.csv").read_text().count("\n") == 1 + 6
+    for name in ("metrics.csv", "speed.csv"):
+        assert (many.out / name).read_text().count("\n") == 1 + 6
     for ours, theirs in zip(table(many.out), table(one.out), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
@@ -102,8 +103,8 @@ def test_only_meta_downs_gradient_is_sent_and_nothing_in_warm_up(tiny_flux_dir: 
     for seen in run.seen:
         for iteration, messages in enumerate(seen["messages"][:-1]):  # the last one saves
             wanted = [] if schedule.visit(iteration).warm_up else [("all_reduce", size)]
-            if (iteration + 1) % SETTINGS["log_every"] == 0:  # norms of rows, Mid and Up, losses, and three wishes
-                wanted += [("all_reduce", 12), ("all_reduce", 4 * 5), ("all_reduce", 12)]
+            if (iteration + 1) % SETTINGS["log_every"] == 0:  # norms of rows, Mid and Up, losses, samples, three wishes
+                wanted += [("all_reduce", 12), ("all_reduce", 4 * 5), ("all_reduce", 4), ("all_reduce", 12)]
             assert messages == wanted, iteration
 
 

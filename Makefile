@@ -14,6 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@echo '  make table1       one of the paper, ours beside it; also table2, table3, table4, fig3, fig4, fig5, fig6, fig7'
 
 setup: $(STAMP)  ## install everything into .venv from requirements.lock
 
@@ -30,45 +31,51 @@ $(STAMP): requirements.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
 reproduce: $(STAMP)  ## the paper's comparison on the mini world, end to end
 	$(BIN)/metalora reproduce experiment=mini/reproduce
 
-# The paper's tables and figures: experiments/NAME. What is there already is served. Another base model and benchmark:
+# The paper's tables and figures: experiments/NAME. What is there already is served. Another base model and benchmark, in
+# outputs of its own; a published method is run where it is told its environment, code and weights (conf/baseline):
 #   make table3 WORLD="backbone=flux_dev backbone.path=FLUX trainer=gpu benchmark.root=META_PHD" \
-#       GRID="experiment=paper/tradeoff name=reproduce priors.woman=female.safetensors priors.man=male.safetensors"
+#       GRID="experiment=paper/tradeoff name=reproduce priors.woman=female.safetensors priors.man=male.safetensors" \
+#       pulid="baseline.python=PYTHON baseline.settings.code=CHECKOUT"
 WORLD ?=
 GRID ?= experiment=mini/reproduce rank=1,2,4,8,16
+PLACE ?= $(if $(WORLD),outputs/world,outputs)
+R1 ?= $(if $(WORLD),experiment=paper/r1_selection ranks=64,128,256 steps=10000,20000,30000,40000,50000,60000 jobs=1)
+IN := METALORA_OUTPUTS=$(PLACE)
+BASELINES := pulid instantid_sdxl instantid_lightning photomaker_sdxl photomaker_lightning
 SETS := protocol.several_photo_people=0 protocol.clip_prompts=null protocol.seeds=[0,1,2]
 
 sweep: $(STAMP)  ## `make reproduce` over ranks 1, 2, 4, 8 and 16 (75 cells), as a Hydra multirun
-	$(BIN)/metalora reproduce -m $(GRID) $(WORLD)
+	$(IN) $(BIN)/metalora reproduce -m $(GRID) $(WORLD)
 
 rivals: $(STAMP)  ## the rivals: our own in the mini world, else the published ones whose code and weights are there
 ifeq ($(WORLD),)
-	$(BIN)/metalora rival name=rivals
-	$(BIN)/metalora rival name=rivals_aug methods=dreambooth dreambooth.crops=true protocol.single_photo_people=0
+	$(IN) $(BIN)/metalora rival name=rivals
+	$(IN) $(BIN)/metalora rival name=rivals_aug methods=dreambooth dreambooth.crops=true protocol.single_photo_people=0
 else
-	for one in pulid instantid_sdxl instantid_lightning photomaker_sdxl photomaker_lightning; do \
-		$(BIN)/metalora baseline baseline=$$one name=rivals benchmark=meta_phd $(WORLD) || exit 1; done
-	for images in outputs/rivals/baseline/*/manifest.jsonl; do [ ! -f $$images ] || \
-		$(BIN)/metalora evaluate images=$$(dirname $$images) name=rivals benchmark=meta_phd $(WORLD) || exit 1; done
+	@$(foreach one,$(BASELINES),$(IN) $(BIN)/metalora baseline baseline=$(one) name=rivals benchmark=meta_phd $(WORLD) \
+		$($(one)) || echo "make rivals: $(one) has not drawn everything" >&2;)
+	@for images in $(PLACE)/rivals/baseline/*/manifest.jsonl; do [ ! -f $$images ] || \
+		$(IN) $(BIN)/metalora evaluate images=$$(dirname $$images) name=rivals benchmark=meta_phd $(WORLD) || \
+		echo "make rivals: $$images is not scored" >&2; done
 endif
 
-sets: sweep  ## three seeds of every scene and style, for table 2 and figure 4
+sets: sweep  ## three seeds of every scene and style, for table 2 and figure 4 (elsewhere the protocol has several)
 ifeq ($(WORLD),)
-	$(BIN)/python -m experiments.user_study.sets
-	$(BIN)/metalora rival name=sets methods=ip_adapter $(SETS)
-	$(BIN)/metalora evaluate name=sets 'images=[outputs/reproduce/sets/lora,outputs/reproduce/sets/lora_aug,outputs/reproduce/sets/meta_lora]' $(SETS)
+	$(BIN)/python -m experiments.user_study.sets $(PLACE)/reproduce
+	$(IN) $(BIN)/metalora rival name=sets methods=ip_adapter $(SETS)
+	$(IN) $(BIN)/metalora evaluate name=sets $(SETS) \
+		'images=[$(PLACE)/reproduce/sets/lora,$(PLACE)/reproduce/sets/lora_aug,$(PLACE)/reproduce/sets/meta_lora]'
 endif
 
-table1 table3 table4 fig3 fig5: sweep rivals  ## one of the paper, ours beside it (also table2, fig4, fig6, fig7)
-	$(BIN)/python -m experiments.$@.plot
+table1 table3 table4 fig3 fig5: sweep rivals
+	$(IN) $(BIN)/python -m experiments.$@.plot
 fig6: sweep
-	$(BIN)/python -m experiments.$@.plot
-fig4 fig7: sweep rivals sets
-	$(BIN)/python -m experiments.$@.plot
-table2: sets rivals
-	$(BIN)/python -m experiments.$@.plot $(if $(WORLD),outputs/reproduce outputs/rivals)
+	$(IN) $(BIN)/python -m experiments.$@.plot
+table2 fig4 fig7: sweep rivals sets
+	$(IN) $(BIN)/python -m experiments.$@.plot
 r1-selection: $(STAMP)  ## appendix K: how wide Meta-Down, how long Stage 1
-	$(BIN)/python -m experiments.r1_selection.run $(WORLD)
-	$(BIN)/python -m experiments.r1_selection.plot
+	$(IN) $(BIN)/python -m experiments.r1_selection.run $(R1) $(WORLD)
+	$(IN) $(BIN)/python -m experiments.r1_selection.plot
 
 test: $(STAMP)  ## all tests
 	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile -q --durations=15
@@ -87,9 +94,15 @@ test-ray: requirements.lock | $(filter .uv/bin/uv,$(UV))  ## a small grid on a R
 	VIRTUAL_ENV=$(VENV)-ray $(UV) pip install --quiet -c $(VENV)-ray/constraints.txt -e '.[ray]' pytest pytest-xdist
 	METALORA_RAY=required $(TEST_ENV) $(VENV)-ray/bin/pytest -q -s tests/cluster/test_ray.py
 
-study: $(STAMP)  ## the user study with the models of a finished `make reproduce`: built, then served on this machine
+study: $(STAMP)  ## the user study on this machine: best of three after `make reproduce`, of five after `make rivals sets`
 	$(BIN)/python -m experiments.user_study.sets
-	$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'
+	if ls outputs/rivals/generate/ip_adapter-*/manifest.json outputs/rivals/generate/dreambooth-*/manifest.json \
+			outputs/sets/generate/ip_adapter-*/manifest.json >/dev/null 2>&1; then \
+		$(BIN)/metalora study build name=reproduce 'models=[ip_adapter,dreambooth,lora,lora_aug,meta_lora]' \
+			'images=[outputs/reproduce/generate,outputs/reproduce/sets,outputs/rivals/generate,outputs/sets/generate]'; \
+	else \
+		$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'; \
+	fi
 	$(BIN)/metalora study serve name=reproduce
 
 dashboard: $(STAMP)  ## the wandb workspace of the project (needs the extra `dashboard` and a key)

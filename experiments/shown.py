@@ -2,25 +2,30 @@
 
     python -m experiments.NAME.plot [FOLDER ...] [out=DIR]
 
-FOLDER: finished experiment folders; without one outputs/reproduce, and outputs/rivals where it is.
-DIR: outputs/paper/NAME.
+FOLDER: finished experiment folders; without one reproduce, and rivals and rivals_aug where they are, in the outputs
+(METALORA_OUTPUTS, by default outputs). DIR: paper/NAME in the outputs.
 """
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from metalora.core.atomic import write_bytes, write_json
 from metalora.core.errors import UserError
+from metalora.core.metrics import PairedDifference
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.look import Picture
 from metalora.reporting.study import Study
-from metalora.reporting.tables import Table, as_text
+from metalora.reporting.tables import NONE, Table, as_text
 from metalora.tasks.report import WORLDS
 from metalora.tasks.study import newest_study, used
 
-FOLDERS = ("outputs/reproduce", "outputs/rivals", "outputs/rivals_aug")
-"""What `make sweep` and `make rivals` leave; the first must be there."""
+FOLDERS = ("reproduce", "rivals", "rivals_aug")
+"""What `make sweep` and `make rivals` leave in the outputs; the first must be there."""
+LEVEL = 0.05
+"""What p must be below for a difference to be one."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,14 @@ def places(name: str, words: Sequence[str]) -> tuple[list[Path], Path]:
     if unknown := [word for word in words if "=" in word and not word.startswith("out=")]:
         raise UserError("unknown option", expected="[FOLDER ...] [out=DIR]", got=unknown[0])
     if not folders:
-        folders = [Path(FOLDERS[0]), *(Path(folder) for folder in FOLDERS[1:] if Path(folder).is_dir())]
-    return folders, out or Path("outputs/paper") / name
+        first, *more = (outputs() / folder for folder in FOLDERS)
+        folders = [first, *(folder for folder in more if folder.is_dir())]
+    return folders, out or outputs() / "paper" / name
+
+
+def outputs() -> Path:
+    """Where everything that is made lies."""
+    return Path(os.environ.get("METALORA_OUTPUTS", "outputs"))
 
 
 def present(name: str, shown: Shown, *, out: Path) -> None:
@@ -101,7 +112,9 @@ def present(name: str, shown: Shown, *, out: Path) -> None:
 
 
 def points(value: float, *, sign: bool = False) -> str:
-    """A cosine or fraction times 100 with one decimal."""
+    """A cosine or fraction times 100 with one decimal; a dash for what was not measured."""
+    if not math.isfinite(value):
+        return NONE
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 
@@ -110,6 +123,15 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{points(mean, sign=True)} ({points(low, sign=True)} to {points(high, sign=True)})"
 
 
-def verdict(low: float, high: float) -> bool | None:
-    """Whether a difference that the paper has above 0 is so here; None where the interval holds 0."""
-    return True if low > 0 else False if high < 0 else None
+def told(gap: PairedDifference) -> str:
+    """Points with their 95% interval and p."""
+    p = "" if math.isnan(gap.p) else "; p < 0.001" if gap.p < 0.001 else f"; p = {gap.p:.3f}"
+    return f"{points(gap.mean, sign=True)} points ({points(gap.low, sign=True)} to {points(gap.high, sign=True)}{p})"
+
+
+def verdict(gap: PairedDifference) -> bool | None:
+    """Whether a difference that the paper has above 0 is so here; None where the interval holds 0, or signs drawn at
+    random would do as well."""
+    if not gap.p < LEVEL:
+        return None
+    return True if gap.low > 0 else False if gap.high < 0 else None

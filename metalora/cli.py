@@ -20,7 +20,7 @@ PIPE_CLOSED = 141
 FREE_TEXT = {"prompt", "image", "prior", "priors.man", "priors.woman", "lora", "images", "base_images", "scores", "out"}
 FREE_TEXT |= {"ip_adapter.adapter", "ip_adapter.face"}
 FREE_TEXT |= {"identity", "backbone.path", "people.root", "benchmark.root", "init_image", "mask", "samples", "push"}
-FREE_TEXT |= {"study", "consent", "contact"}
+FREE_TEXT |= {"study", "consent", "contact", "address"}
 FREE_TEXT |= {"path", "baseline.python", "baseline.settings.code"}
 """Keys whose value is somebody's sentence or file name: commas and brackets in it are no syntax."""
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from metalora.core import metrics
 from metalora.core.metrics import Interval
+from metalora.evaluation.curves import on_own_base
 from metalora.evaluation.drop import drop_of_people
 from metalora.evaluation.score_table import BASE, PHOTO_METHODS, TEST_PHOTO, read_scores
 from metalora.people.photos import load_photo
@@ -172,7 +173,7 @@ def _tile(path: Path) -> Image.Image:
 
 def main(out: Path, tables: Sequence[Path]) -> None:
     """Read, summarise, write."""
-    scores = read_scores(list(tables))
+    scores = on_own_base(read_scores(list(tables)))
     if "copy_paste" not in scores or scores.loc[~scores["method"].isin(PHOTO_METHODS), "copy_paste"].isna().all():
         raise SystemExit("compare: these tables have no copy-paste score; score the images again (README.md)")
     out.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from metalora.evaluation.curves import on_own_base
 from metalora.evaluation.score_table import PHOTO_METHODS, read_scores
 from metalora.miniworld.identity import generator_from
 from metalora.miniworld.population import CLASS_NOUNS, people
@@ -97,7 +98,7 @@ def _measured(finder: Any, *, first: int) -> tuple[np.ndarray, np.ndarray]:
 
 def copied_poses(paths: list[Path]) -> str:
     """A table: by method and kind of prompt the slope and correlation of generated yaw over the reference's."""
-    estimator, scores = YawEstimator(), read_scores(paths)
+    estimator, scores = YawEstimator(), on_own_base(read_scores(paths))
     scores = scores[scores["face_found"].notna() & ~scores["method"].isin(PHOTO_METHODS)].copy()
     of_file = {file: estimator.yaw(load_photo(Path(file), min_side=1)) for file in sorted(set(scores["file"]))}
     of_reference = {file: estimator.yaw(load_photo(Path(file))) for file in sorted(set(scores["reference"]))}

@@ -6,7 +6,7 @@ python -m experiments.fig3.plot [FOLDER ...] [out=DIR]
 import sys
 from pathlib import Path
 
-from experiments.shown import Claim, Shown, interval, points, show, verdict
+from experiments.shown import Claim, Shown, interval, points, show, told, verdict
 from metalora.evaluation.curves import CellKey, compare
 from metalora.evaluation.frontier import frontier_gap
 from metalora.reporting import look
@@ -57,8 +57,8 @@ def _frontier(study: Study, *, class_noun: str) -> Claim:
     where = (
         f"between CLIP-T {points(gap.clip_t[0])} and {points(gap.clip_t[1])}, {gap.cells[0]} and {gap.cells[1]} cells"
     )
-    told = f"by {interval(gap.mean, gap.low, gap.high)} points of R-FaceSim {where}"
-    return Claim(claim, verdict(gap.low, gap.high), told)
+    holds = True if gap.low > 0 else False if gap.high < 0 else None
+    return Claim(claim, holds, f"by {interval(gap.mean, gap.low, gap.high)} points of R-FaceSim {where}")
 
 
 def _speed(study: Study, *, class_noun: str) -> Claim:
@@ -68,8 +68,7 @@ def _speed(study: Study, *, class_noun: str) -> Claim:
     if study.cell(ours, class_noun=class_noun) is None or study.cell(other, class_noun=class_noun) is None:
         return Claim(claim, None, "not run")
     found = compare(study.scores, ours, other, metric="r_face_sim", class_noun=class_noun)
-    told = f"by {interval(found.mean, found.low, found.high)} points than LoRA+aug's, {found.identities} people"
-    return Claim(claim, verdict(found.low, found.high), told)
+    return Claim(claim, verdict(found), f"by {told(found)} than LoRA+aug's, {found.identities} people")
 
 
 if __name__ == "__main__":

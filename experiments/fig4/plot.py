@@ -1,6 +1,6 @@
 """Figure 4: left, four women and what each method makes of them; right, one of them over seeds.
 
-    python -m experiments.fig4.plot [FOLDER ...] [out=DIR]      # the seeds come from outputs/sets (`make sets`)
+    python -m experiments.fig4.plot [FOLDER ...] [out=DIR]      # the seeds come from sets in the outputs (`make sets`)
 
 Nobody is picked: the first people and prompts by name.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.fig7.plot import shown_keys
-from experiments.shown import Claim, Shown, interval, points, show, study_of, verdict
+from experiments.shown import Claim, Shown, outputs, points, show, study_of, told, verdict
 from metalora.core import metrics
 from metalora.evaluation.curves import CellKey
 from metalora.reporting import look
@@ -22,9 +22,9 @@ from metalora.reporting.tables import NONE, Table
 if TYPE_CHECKING:
     import pandas as pd
 
-SETS = Path("outputs/sets")
 NOUN = "woman"
 FRONTAL, SCENES = 2, 2
+SEEDS = 3
 """Columns of the left part: people with several photos (R-FaceSim), and people with one (CLIP-T)."""
 MAKE_SETS = "no sets of several seeds (`make sets`)"
 
@@ -33,9 +33,11 @@ def make(study: Study, out: Path) -> Shown:
     """Both parts, R-FaceSim and CLIP-T of what is shown, and the claim about seeds."""
     left, table = _methods(study)
     pictures = [draw_grid(left, folder=out)]
-    if not SETS.is_dir():
+    folder = outputs() / "sets"
+    several = study.scores.loc[study.scores["clip_t"].notna(), "seed"].nunique() > 1
+    if not several and not folder.is_dir():
         return Shown((table,), tuple(pictures), (Claim(_CLAIM, None, MAKE_SETS),))
-    sets = study_of([SETS])
+    sets = study if several else study_of([folder])
     pictures += [draw_grid(grid, folder=out) for grid in _seeds(sets)]
     return Shown((table,), tuple(pictures), tuple(_claims(sets)))
 
@@ -88,14 +90,15 @@ def _seeds(sets: Study) -> list[Grid]:
     """One woman, one prompt: methods down, seeds across."""
     scores = sets.scores[(sets.scores["class_noun"] == NOUN) & sets.scores["clip_t"].notna()]
     keys = sorted(
-        {cell.key for cell in sets.cells if cell.key.method != "base"}, key=lambda key: look.order(key.method)
+        {key for key in (*sets.operating_points, *sets.rivals) if sets.cell(key)},
+        key=lambda key: look.order(key.method),
     )
     people = sorted(scores[scores["method"] != "base"]["identity"].unique())
     if not people:
         return []
     own = scores[scores["identity"] == people[0]]
     own = own[own["prompt_id"] == sorted(own["prompt_id"].unique())[0]]
-    seeds = sorted(own["seed"].unique())
+    seeds = sorted(own["seed"].unique())[:SEEDS]
     lines = [
         Row(
             _name(key),
@@ -104,21 +107,21 @@ def _seeds(sets: Study) -> list[Grid]:
         )
         for key in reversed(keys)
     ]
-    title = f"{short_prompt(own['prompt'].iloc[0], NOUN)}; CLIP-T"
+    title = f"{short_prompt(own['prompt'].iloc[0], NOUN)}; CLIP-T: {sets.world}"
     photos = Row("training photo", look.INK, (_photo(own),))
     return [Grid("fig4_seeds", title, tuple(f"seed {seed}" for seed in seeds), tuple(lines), photos=photos)]
 
 
 def _claims(sets: Study) -> list[Claim]:
-    ours = next((cell.key for cell in sets.cells if cell.key.method == "meta_lora"), None)
+    ours = next((key for key in sets.operating_points if key.method == "meta_lora" and sets.cell(key)), None)
     found = []
     for rival in sets.rivals if ours else ():
         a, b = (_diversity(sets, key) for key in (ours, rival) if key)
         people = sorted(set(a.index) & set(b.index))
         gap = metrics.paired_bootstrap(a[people].to_numpy(dtype=float), b[people].to_numpy(dtype=float))
-        told = f"{points(a.mean())} (1 - CLIP cosine, %) against {points(b.mean())} of {look.label(rival.method)}"
-        told += f", {interval(gap.mean, gap.low, gap.high)} apart, {gap.identities} people"
-        found.append(Claim(_CLAIM, verdict(gap.low, gap.high), told))
+        text = f"{points(a.mean())} (1 - CLIP cosine, %) against {points(b.mean())} of {look.label(rival.method)}"
+        text += f", {told(gap)} apart, {gap.identities} people"
+        found.append(Claim(_CLAIM, verdict(gap), text))
     return found or [Claim(_CLAIM, None, MAKE_SETS)]
 
 

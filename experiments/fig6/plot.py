@@ -6,7 +6,7 @@ python -m experiments.fig6.plot [FOLDER ...] [out=DIR]
 import sys
 from pathlib import Path
 
-from experiments.shown import Claim, Shown, interval, points, show
+from experiments.shown import Claim, Shown, points, show, told, verdict
 from metalora.evaluation.curves import CellKey, compare
 from metalora.reporting import look
 from metalora.reporting.iterations import RANKS, draw_ranks
@@ -17,7 +17,7 @@ from metalora.reporting.tables import NONE, Table
 def make(study: Study, out: Path) -> Shown:
     """The figure, every number in it, and a claim per method."""
     picture = draw_ranks(study, folder=out, name="fig6", vector="pdf", class_nouns=("woman", "man"))
-    claims = tuple(_claim(study, method) for method in ("lora_aug", "meta_lora"))
+    claims = tuple(claim for method in ("lora_aug", "meta_lora") for claim in _claims(study, method))
     return Shown((_numbers(study),), (picture,) if picture else (), claims)
 
 
@@ -37,20 +37,26 @@ def _numbers(study: Study) -> Table:
     return Table(title, header, tuple(rows))
 
 
-def _claim(study: Study, method: str) -> Claim:
+def _claims(study: Study, method: str) -> list[Claim]:
     """At the last checkpoint that both ranks have, over all people."""
     low, high = RANKS[0], RANKS[-1]
-    claim = f"a higher rank raises R-FaceSim of {look.label(method)} and lowers its CLIP-T"
     shared = [n for n in study.iterations if all(study.cell(CellKey(method, r, n)) for r in (low, high))]
     if not shared:
-        return Claim(claim, None, f"ranks {low} and {high} have not both been run (`make sweep`)")
+        missing = f"ranks {low} and {high} have not both been run (`make sweep`)"
+        return [Claim(f"a higher rank raises R-FaceSim of {look.label(method)} and lowers its CLIP-T", None, missing)]
     n = 375 if 375 in shared else shared[-1]
     keys = (CellKey(method, high, n), CellKey(method, low, n))
     face, clip = (compare(study.scores, *keys, metric=m, class_noun=study.overall) for m in ("r_face_sim", "clip_t"))
-    known = face.low > 0 or face.high < 0, clip.low > 0 or clip.high < 0
-    holds = (face.mean > 0 and clip.mean < 0) if all(known) else None
-    told = f"rank {high} minus rank {low} at {n} iterations: R-FaceSim {interval(face.mean, face.low, face.high)}"
-    return Claim(claim, holds, f"{told}, CLIP-T {interval(clip.mean, clip.low, clip.high)}")
+    where = f"rank {high} minus rank {low} at {n} iterations, {face.identities} and {clip.identities} people"
+    fall = verdict(clip)
+    return [
+        Claim(f"a higher rank raises R-FaceSim of {look.label(method)}", verdict(face), f"{told(face)}, {where}"),
+        Claim(
+            f"a higher rank lowers CLIP-T of {look.label(method)}",
+            None if fall is None else not fall,
+            f"{told(clip)}, {where}",
+        ),
+    ]
 
 
 if __name__ == "__main__":

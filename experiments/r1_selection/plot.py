@@ -2,7 +2,7 @@
 
     python -m experiments.r1_selection.plot [OUTPUTS] [out=DIR]
 
-OUTPUTS: where `run` left r1_selection-R1-STEPS; default outputs.
+OUTPUTS: where `run` left r1_selection-R1-STEPS; default METALORA_OUTPUTS, or outputs.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.r1_selection.run import NAME
-from experiments.shown import Claim, Shown, interval, points, present, study_of, verdict
+from experiments.shown import Claim, Shown, outputs, points, present, study_of, told, verdict
 from metalora.core import metrics
 from metalora.core.errors import UserError
 from metalora.evaluation.curves import Cell, CellKey, person_means, rows_of
@@ -113,9 +113,10 @@ def _early(studies: Studies) -> Claim:
     for steps in shared:
         means = [_early_means(studies[rank, steps]) for rank in (high, low)]
         gaps.append(means[0] - means[1])
-    found = metrics.bootstrap(np.mean(gaps, axis=0))
-    told = f"r1 {high} minus r1 {low}: {interval(found.mean, found.low, found.high)} points of CLIP-T up to {EARLY}"
-    return Claim(claim, verdict(-found.high, -found.low), told)
+    lost = -np.mean(gaps, axis=0)
+    found = metrics.paired_bootstrap(lost, np.zeros_like(lost))
+    text = f"r1 {high} loses {told(found)} of CLIP-T up to {EARLY} iterations against r1 {low}"
+    return Claim(claim, verdict(found), f"{text}, {found.identities} people")
 
 
 def _early_means(study: Study) -> np.ndarray:
@@ -143,21 +144,21 @@ def _best(studies: Studies) -> Claim:
     middle = rank == ranks[len(ranks) // 2]
     there = middle and steps < lengths[-1] and cell.key.iterations in (375, 500)
     face = cell.scores["r_face_sim"]
-    told = f"highest R-FaceSim within {points(BUDGET)} points of the base's CLIP-T: r1 {rank}, Stage 1 {steps}, Stage 2"
-    told += f" {cell.key.iterations}, {points(face.mean)} ({points(face.low)} to {points(face.high)})"
+    text = f"highest R-FaceSim within {points(BUDGET)} points of the base's CLIP-T: r1 {rank}, Stage 1 {steps}, Stage 2"
+    text += f" {cell.key.iterations}, {points(face.mean)} ({points(face.low)} to {points(face.high)})"
     rest = max((found for found in kept if found[1] != rank), key=lambda found: found[0], default=None)
     if rest:
-        told += f"; with another r1 at best {points(rest[0])} (r1 {rest[1]})"
+        text += f"; with another r1 at best {points(rest[0])} (r1 {rest[1]})"
         if rest[0] > face.low:
-            return Claim(claim, None, told + ", too near to tell")
-    return Claim(claim, there, told)
+            return Claim(claim, None, text + ", too near to tell")
+    return Claim(claim, there, text)
 
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    where = next((Path(word) for word in words if "=" not in word), Path("outputs"))
+    where = next((Path(word) for word in words if "=" not in word), outputs())
     target = next(
-        (Path(word.removeprefix("out=")) for word in words if word.startswith("out=")), Path("outputs/paper") / NAME
+        (Path(word.removeprefix("out=")) for word in words if word.startswith("out=")), outputs() / "paper" / NAME
     )
     try:
         present(NAME, make(studies_in(where), target), out=target)

@@ -32,7 +32,7 @@ def _metalora(words: Sequence[str], *, say: str) -> str:
     if done.returncode:
         raise SystemExit(f"{say}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     print(f"done: {say}", flush=True)
-    lines = [line for line in done.stdout.splitlines() if line.strip().startswith("prior: ")]
+    lines = [line for line in done.stderr.splitlines() if line.strip().startswith("prior: ")]
     return lines[-1].strip().removeprefix("prior: ") if lines else ""
 
 

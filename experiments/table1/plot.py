@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.shown import Claim, Shown, interval, points, show, verdict
+from experiments.shown import Claim, Shown, points, show, told, verdict
 from experiments.table3.plot import TUNING_FREE, keys_of
 from metalora.core import metrics
 from metalora.evaluation.curves import CellKey, rows_of
@@ -66,22 +66,51 @@ def _table(study: Study, keys: Sequence[CellKey], won: dict[str, np.ndarray]) ->
     theirs = {row["method"]: row for row in paper_reference()["user_study"]["table_1"]["rows"]}
     rows = []
     for place, key in enumerate(keys):
-        shares = [metrics.bootstrap(won[view][place]) for view in COLUMNS]
+        shares = [metrics.bootstrap(of_person[place]) for of_person in (_overall(won), *won.values())]
         paper = theirs.pop(key.method, None)
         texts = [f"{points(s.mean)} ({points(s.low)} to {points(s.high)})" for s in shares]
         rows.append((look.label(key.method), *texts, *_paper(paper)))
-    rows += [(str(row["label"]), NONE, NONE, *_paper(row)) for row in theirs.values()]
-    header = ("model", "unseen photos", "training photo", "paper's people: unseen", "training photo")
+    rows += [(str(row["label"]), *(NONE,) * 3, *_paper(row)) for row in theirs.values()]
+    header = (
+        "model",
+        "overall",
+        "unseen photos",
+        "training photo",
+        "paper's people: overall",
+        "unseen",
+        "training photo",
+    )
     people = won["multi"].shape[1]
     title = f"Table 1: how often each is nearest to the person, % (JUDGED BY A MACHINE, {people} people): {study.world}"
     return Table(title, header, tuple(rows))
 
 
-def _paper(row: dict[str, float] | None) -> tuple[str, str]:
-    return (f"{row['multi']:.2f}", f"{row['single']:.2f}") if row else (NONE, NONE)
+def _overall(won: dict[str, np.ndarray]) -> np.ndarray:
+    """Both views alike, by model and person."""
+    return np.mean(list(won.values()), axis=0)
+
+
+def _paper(row: dict[str, float] | None) -> tuple[str, ...]:
+    return tuple(f"{row[view]:.2f}" for view in ("overall", *COLUMNS)) if row else (NONE,) * 3
 
 
 def _claims(keys: Sequence[CellKey], won: dict[str, np.ndarray]) -> list[Claim]:
+    return [_best(keys, won), *_shift(keys, won)]
+
+
+def _best(keys: Sequence[CellKey], won: dict[str, np.ndarray]) -> Claim:
+    claim = "Meta-LoRA is chosen most often, over both views"
+    ours = next((n for n, key in enumerate(keys) if key.method == "meta_lora"), None)
+    if ours is None or len(keys) < 2:
+        return Claim(claim, None, "there is nothing to choose between")
+    both = _overall(won)
+    gaps = {n: metrics.paired_bootstrap(both[ours], both[n]) for n in range(len(keys)) if n != ours}
+    hardest = min(gaps, key=lambda n: gaps[n].mean)
+    text = f"{told(gaps[hardest])} of a machine's choices from {look.label(keys[hardest].method)}"
+    return Claim(claim, verdict(gaps[hardest]), text + ", which has the most; no people have been asked")
+
+
+def _shift(keys: Sequence[CellKey], won: dict[str, np.ndarray]) -> list[Claim]:
     claim = "who copies the photo is chosen more often when it is the photo that is looked at"
     free = [n for n, key in enumerate(keys) if key.method in TUNING_FREE]
     if not free:
@@ -89,10 +118,8 @@ def _claims(keys: Sequence[CellKey], won: dict[str, np.ndarray]) -> list[Claim]:
     found = []
     for place in free:
         shift = metrics.paired_bootstrap(won["single"][place], won["multi"][place])
-        told = f"{look.label(keys[place].method)} {interval(shift.mean, shift.low, shift.high)} points"
-        found.append(
-            Claim(claim, verdict(shift.low, shift.high), told + " of a machine's choices; no people have been asked")
-        )
+        text = f"{look.label(keys[place].method)} {told(shift)} of a machine's choices"
+        found.append(Claim(claim, verdict(shift), text + "; no people have been asked"))
     return found
 
 

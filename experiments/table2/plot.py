@@ -1,6 +1,6 @@
 """Table 2: sets of three seeds against each other. Here machines look, not people.
 
-    python -m experiments.table2.plot [FOLDER ...] [out=DIR]        # default: outputs/sets, from `make sets`
+    python -m experiments.table2.plot [FOLDER ...] [out=DIR]    # default: sets (`make sets`) in the outputs, if any
 
 The paper asks people for diversity and accuracy to the prompt together. Here each is judged alone: whose set follows
 the prompt more closely (mean CLIP-T), and whose differs more from seed to seed (CLIP). What people say is `metalora
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.shown import Claim, Shown, interval, places, points, present, study_of
+from experiments.shown import Claim, Shown, outputs, places, points, present, study_of, told, verdict
 from metalora.core import metrics
 from metalora.core.errors import UserError
 from metalora.evaluation.curves import CellKey
@@ -31,23 +31,22 @@ JUDGES = {"clip_t": "prompt", "seed_diversity": "diversity"}
 def make(study: Study, out: Path) -> Shown:
     """How often Meta-LoRA's set is the better one."""
     del out
-    ours = next((cell.key for cell in study.cells if cell.key.method == "meta_lora"), None)
+    ours = next((key for key in study.operating_points if key.method == "meta_lora" and study.cell(key)), None)
     if ours is None or not study.rivals:
         raise UserError("Table 2 needs sets of Meta-LoRA and of a rival", expected="`make sets`", key="FOLDER")
     theirs = study.rivals[0]
     rows, claims = [], []
     paper = {row["method"]: row for row in paper_reference()["user_study"]["table_2"]["rows"]}["meta_lora"]
     for judge, word in JUDGES.items():
-        shares = {
-            kind: metrics.bootstrap(shares_of(study, ours, theirs, judge, kinds)) for kind, kinds in KINDS.items()
-        }
-        texts = [f"{points(s.mean)} ({points(s.low)} to {points(s.high)})" for s in shares.values()]
+        of_person = {kind: shares_of(study, ours, theirs, judge, kinds) for kind, kinds in KINDS.items()}
+        shares = [metrics.bootstrap(found) for found in of_person.values()]
+        texts = [f"{points(s.mean)} ({points(s.low)} to {points(s.high)})" for s in shares]
         rows.append((f"{word} ({judge})", *texts))
-        found = shares["overall"]
-        holds = True if found.low > 0.5 else False if found.high < 0.5 else None
-        gap = interval(found.mean - 0.5, found.low - 0.5, found.high - 0.5)
-        told = f"a machine that looks at {word} takes Meta-LoRA's {gap} points more often than half"
-        claims.append(Claim(f"Meta-LoRA's sets are preferred ({word})", holds, told + "; no people have been asked"))
+        gap = metrics.paired_bootstrap(of_person["overall"], np.full_like(of_person["overall"], 0.5))
+        text = f"a machine that looks at {word} takes Meta-LoRA's {told(gap)} more often than half"
+        claims.append(
+            Claim(f"Meta-LoRA's sets are preferred ({word})", verdict(gap), text + "; no people have been asked")
+        )
     rows.append(("the paper's 25 people, against PuLID", *(f"{paper[kind]:.2f}" for kind in KINDS)))
     title = (
         f"Table 2: sets of Meta-LoRA preferred to {look.label(theirs.method)}'s, % (JUDGED BY MACHINES): {study.world}"
@@ -70,9 +69,9 @@ def shares_of(study: Study, ours: CellKey, theirs: CellKey, score: str, kinds: t
 
 if __name__ == "__main__":
     try:
-        given = sys.argv[1:]
+        given, SETS = sys.argv[1:], outputs() / "sets"
         folders, target = places(
-            "table2", given if any("=" not in word for word in given) else ["outputs/sets", *given]
+            "table2", given if not SETS.is_dir() or any("=" not in word for word in given) else [str(SETS), *given]
         )
         present("table2", make(study_of(folders), target), out=target)
     except UserError as error:

@@ -6,11 +6,11 @@ python -m experiments.table4.plot [FOLDER ...] [out=DIR]
 import sys
 from pathlib import Path
 
-from experiments.shown import Claim, Shown, interval, show, verdict
+from experiments.shown import Claim, Shown, show, told, verdict
 from experiments.table3.plot import keys_of
 from metalora.evaluation.curves import BASE, CellKey
 from metalora.reporting import look
-from metalora.reporting.study import METHODS, Study, paper_reference
+from metalora.reporting.study import Study, paper_reference
 from metalora.reporting.tables import NONE, Table, with_interval
 
 SCORES = ("clip_t", "clip_i", "r_face_sim")
@@ -23,7 +23,7 @@ def make(study: Study, out: Path) -> Shown:
 
 def _table(study: Study) -> Table:
     theirs = list(paper_reference()["table_4"]["rows"])
-    by_method = {row["method"]: row for row in theirs if "method" in row}
+    by_method = {row["method"]: row for row in theirs}
     rows = []
     for key in (CellKey(BASE, 0, 0), *keys_of(study)):
         cell = study.cell(key)
@@ -33,10 +33,8 @@ def _table(study: Study) -> Table:
             NONE if (key.method, name) == (BASE, "clip_i") else with_interval(cell.scores[name]) for name in SCORES
         ]
         where = ", ".join(str(n) for n in (key.rank, key.iterations) if n) or NONE
-        rows.append((look.label(key.method), where, *scores, *_paper(by_method.get(key.method))))
-    ours = {row[0] for row in rows}
-    rest = [row for row in theirs if row.get("method") not in METHODS and row["label"] not in ours]
-    rows += [(row["label"], NONE, NONE, NONE, NONE, *_paper(row)) for row in rest]
+        rows.append((look.label(key.method), where, *scores, *_paper(by_method.pop(key.method, None))))
+    rows += [(row["label"], *(NONE,) * 4, *_paper(row)) for row in by_method.values()]
     header = ("method", "rank, iterations", "CLIP-T", "CLIP-I", "R-FaceSim", "paper: CLIP-T", "CLIP-I", "R-FaceSim")
     return Table(
         f"Table 4: {study.world}, 95% over people; beside the paper's FLUX.1-dev and SD-XL", header, tuple(rows)
@@ -49,6 +47,8 @@ def _paper(row: dict[str, float] | None) -> tuple[str, ...]:
 
 def _claims(study: Study) -> list[Claim]:
     meta = next(key for key in study.operating_points if key.method == "meta_lora")
+    if study.cell(meta) is None:
+        return [Claim("Meta-LoRA has the highest R-FaceSim of all methods", None, "Meta-LoRA has not been run")]
     others = [key for key in keys_of(study) if key.method != "meta_lora"]
     claim = "Meta-LoRA has the highest R-FaceSim of all methods"
     found = {key: study.compare(meta, key, metric="r_face_sim") for key in others}
@@ -57,17 +57,14 @@ def _claims(study: Study) -> list[Claim]:
         return [Claim(claim, None, "nothing else has been run")]
     hardest = min(known, key=lambda key: known[key].mean)
     gap = known[hardest]
-    told = (
-        f"{interval(gap.mean, gap.low, gap.high)} points from {_name(hardest)}, the nearest or highest of {len(known)}"
-    )
-    claims = [Claim(claim, verdict(gap.low, gap.high), told)]
+    text = f"{told(gap)} from {_name(hardest)}, the nearest or highest of {len(known)}"
+    claims = [Claim(claim, verdict(gap), text)]
     clip = {key: study.compare(meta, key, metric="clip_t") for key in others}
     best = [(key, gap) for key, gap in clip.items() if gap is not None and gap.identities]
     if best:
         key, gap = min(best, key=lambda pair: pair[1].mean)
-        told = f"{interval(gap.mean, gap.low, gap.high)} points from {_name(key)}"
-        text = "among FLUX.1-dev's methods, Meta-LoRA has the highest CLIP-T"
-        claims.append(Claim(text, verdict(gap.low, gap.high), told))
+        claim = "among FLUX.1-dev's methods, Meta-LoRA has the highest CLIP-T"
+        claims.append(Claim(claim, verdict(gap), f"{told(gap)} from {_name(key)}"))
     return claims
 
 

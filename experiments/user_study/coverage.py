@@ -46,7 +46,7 @@ def main(studies: int) -> None:
             for one in found.shares:
                 wanted = 100 * (truth | {"overall": overall})[one.column][models.index(one.model)]
                 shares.append(one.low <= wanted <= one.high)
-                if (one.model, one.column) == ("instantid", "multi"):
+                if (one.model, one.column) == ("instantid_lightning", "multi"):
                     rarest.append(shares[-1])
             for c in found.comparisons:
                 of_M = (truth | {"overall": overall})[c.column]

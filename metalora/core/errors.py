@@ -22,6 +22,11 @@ class UserError(Exception):
         super().__init__("; ".join(parts))
         self.what, self.expected, self.got, self.key = what, expected, got, key
 
+    @property
+    def told(self) -> str:
+        """The line without its key: for lists, and inside another error, which has a key of its own."""
+        return str(UserError(self.what, expected=self.expected, got=self.got))
+
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit statuses after SIGINT and SIGTERM: what was trained is saved, the same command continues."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_lines(path: Path, *, cut_allowed: bool = False) -> list[GeneratedImage]
     """Every line of a manifest, those about one file too; arguments and errors as of `read_manifest`."""
     path = path / FILE_NAME if path.is_dir() else path
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # some editors put a mark before the first line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             "cannot read the list of images", expected=f"a {FILE_NAME}", got=str(error), key="images"
@@ -53,12 +54,33 @@ def read_lines(path: Path, *, cut_allowed: bool = False) -> list[GeneratedImage]
             if cut_allowed and number == len(lines):  # a whole line ends with a newline, so this one was cut
                 continue
             raise UserError(
-                "a line of the list of images cannot be read", got=f"{error} in line {number}", key=str(path)
+                f"a line of the list of images cannot be read: {path}",
+                expected=f"an object with {', '.join(_NEEDED)}, each as GeneratedImage says",
+                got=f"{error} in line {number}",
+                key="images",
             ) from error
     return images
 
 
+def inside(folder: Path, file: str) -> Path:
+    """The path of a manifest's file. A manifest may be anybody's: its files must lie in its folder.
+
+    Raises:
+        UserError: the name leads out of the folder.
+    """
+    path = folder / file
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"the list of images {folder / FILE_NAME} names a file outside its folder",
+            expected="files in it",
+            got=file,
+            key="images",
+        )
+    return path
+
+
 _KINDS = {field.name: getattr(field.type, "__args__", (field.type,)) for field in dataclasses.fields(GeneratedImage)}
+_NEEDED = tuple(field.name for field in dataclasses.fields(GeneratedImage) if field.default is dataclasses.MISSING)
 
 
 def _from_line(line: str) -> GeneratedImage:
@@ -66,12 +88,19 @@ def _from_line(line: str) -> GeneratedImage:
     if not isinstance(given, dict):
         raise ValueError(f"{type(given).__name__} instead of an object")
     values = {name: value for name, value in given.items() if name in _KINDS}
-    values["size"] = (int(values["size"][0]), int(values["size"][1]))
+    if missing := [name for name in _NEEDED if name not in values]:
+        raise ValueError(f"no {' and no '.join(missing)}")
+    size = values["size"]
+    if not isinstance(size, list) or len(size) != 2 or any(side != int(side) for side in size):
+        raise ValueError(f"size is {size!r}, not height and width")
+    values["size"] = (int(size[0]), int(size[1]))
     for name, value in values.items():
         kinds = tuple(_KINDS[name])
         whole = isinstance(value, int) and float in kinds and not isinstance(value, bool)  # 4 for 4.0
         if name != "size" and not whole and type(value) not in kinds:
             raise ValueError(f"{name} is {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):  # JSON's readers take NaN
+            raise ValueError(f"{name} is {value}")
     return GeneratedImage(**values)
 
 

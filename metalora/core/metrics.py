@@ -7,6 +7,7 @@ Shape legend: N images, D embedding width, T test photos, K identities, S bootst
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -101,13 +102,17 @@ def bootstrap(means_K: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0)
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a - b over the identities that both have, its 95% interval, and the share of resamples with a above b."""
+    """Mean of a - b over the identities that both have, its 95% interval, and the share of resamples with a above b.
+
+    `p` is that of `sign_flip_p`: percentile intervals of a few people are too narrow to be asked alone.
+    """
 
     mean: float
     low: float
     high: float
     share_above: float
     identities: int
+    p: float
 
 
 def paired_bootstrap(
@@ -118,10 +123,18 @@ def paired_bootstrap(
     difference_K = difference_K[np.isfinite(difference_K)]
     interval = bootstrap(difference_K, resamples=resamples, seed=seed)
     if difference_K.size == 0:
-        return PairedDifference(interval.mean, interval.low, interval.high, float("nan"), 0)
+        return PairedDifference(interval.mean, interval.low, interval.high, float("nan"), 0, float("nan"))
     weights_SK = resample_weights(difference_K.size, resamples=resamples, seed=seed)
     above = float((weighted_means(difference_K, weights_SK) > 0).mean())
-    return PairedDifference(interval.mean, interval.low, interval.high, above, difference_K.size)
+    p = sign_flip_p(difference_K, seed=seed)
+    return PairedDifference(interval.mean, interval.low, interval.high, above, difference_K.size, p)
+
+
+def reach(count: int) -> float:
+    """How far 95% go on the normal scale: as a t interval's, for few people (Hesterberg 2015)."""
+    freedom, z = count - 1, NormalDist().inv_cdf(0.975)
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)  # Cornish and Fisher
+    return t * (count / freedom) ** 0.5
 
 
 EXACT_UP_TO, FLIPS = 14, 20000

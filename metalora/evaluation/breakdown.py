@@ -9,7 +9,7 @@ import numpy as np
 
 from metalora.core import metrics
 from metalora.core.metrics import Interval
-from metalora.evaluation.curves import BOTH, CellKey, bounds, cell_keys, class_nouns, person_means, rows_of
+from metalora.evaluation.curves import BOTH, CellKey, bounds, cell_keys, class_nouns, own_base, person_means, rows_of
 from metalora.evaluation.score_table import BASE, SECOND
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ MEASURES = (
     Measure("r_face_sim", "r_face_sim"),
     Measure("face_sim_detected", "face_sim_detected"),
     Measure("r_face_sim_detected", "r_face_sim_detected"),
+    Measure("copy_paste", "copy_paste"),
     Measure("face_found", "face_found"),
     Measure("seed_diversity", "seed_diversity"),
     Measure("face_sim_second", "face_sim", suffix=SECOND),
     Measure("r_face_sim_second", "r_face_sim", suffix=SECOND),
 )
-TESTED = ("r_face_sim", "face_sim", "clip_t", "clip_i", "seed_diversity", "r_face_sim_second")
+TESTED = ("r_face_sim", "face_sim", "copy_paste", "clip_t", "clip_i", "seed_diversity", "r_face_sim_second")
 """What methods are compared in."""
 
 
@@ -141,10 +142,15 @@ def paired_tests(scores: "pd.DataFrame") -> tuple[PairedTest, ...]:
 
 
 def as_json(scores: "pd.DataFrame") -> dict[str, Any]:
-    """Standings, paired tests, and what bounds R-FaceSim, as plain JSON values; what was not measured is null."""
+    """Standings, paired tests, and what bounds R-FaceSim, as plain JSON values; what was not measured is null.
+
+    `base` names the untouched bases where there are several.
+    """
+    several = any(key.base for key in cell_keys(scores))
     return {
         "standings": [
             _name(standing.key)
+            | ({"base": standing.key.base or own_base(scores)} if several and standing.key.method == BASE else {})
             | {"class": standing.class_noun, "images": standing.images, "people": standing.people}
             | {name: _interval(interval) for name, interval in standing.scores.items()}
             for standing in standings(scores)

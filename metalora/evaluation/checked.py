@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from metalora.core.contracts import GeneratedImage
 from metalora.core.errors import UserError
-from metalora.core.manifest import FILE_NAME, read_lines
-from metalora.evaluation.score_table import BASE, Subject
+from metalora.core.manifest import FILE_NAME, inside, read_lines
+from metalora.evaluation.score_table import BASE, Subject, base_name, base_setting
 
 Cell = tuple[str, str, int]
 """Identity (of the base: class noun), prompt id, seed."""
@@ -49,10 +50,17 @@ class Checked:
         """The line with its class noun and prompt filled in.
 
         Raises:
-            UserError: drawn for another benchmark, of another class than the person, from another photo or other words
-                than the benchmark's, or of no class.
+            UserError: of nobody in the benchmark, drawn for another benchmark, of another class than the person, from
+                another photo or other words than the benchmark's, or of no class.
         """
         subject = None if record.method == BASE else self._people.get(record.identity)
+        if subject is None and record.method != BASE:
+            raise UserError(
+                f"the image {record.file} is of somebody who is not in the benchmark",
+                expected=f"an identity of the benchmark, such as {min(self._people, default='none')}",
+                got=record.identity,
+                key="benchmark",
+            )
         noun = record.class_noun or (subject.class_noun if subject else "")
         text = self.texts.get((record.prompt_id, noun))
         where = f"{record.file} of {record.identity}"
@@ -148,7 +156,7 @@ def coverage(records: Sequence[GeneratedImage], *, wanted: Collection[Cell], bas
         of_base = record.method == BASE
         name = record.method + (f" rank {record.rank} at {record.iterations}" if record.rank else "")
         if of_base:  # one folder may hold several base models, or one of them drawn in several ways
-            name += f" {record.base_model}, {record.steps} steps, guidance {record.guidance:g}"
+            name += f" {base_name(record)}"
         who = record.class_noun if of_base else record.identity
         groups.setdefault(name, []).append((who, record.prompt_id, record.seed))
     missing, doubled, beyond = {}, {}, 0
@@ -161,16 +169,23 @@ def coverage(records: Sequence[GeneratedImage], *, wanted: Collection[Cell], bas
     return Coverage(missing, doubled, beyond)
 
 
-def every_line(folders: Sequence[Path]) -> list[GeneratedImage]:
-    """Every line of the folders' manifests; a file that two lines name is refused, unless they are the same line.
+def every_line(folders: Sequence[Path], *, bases_may_differ: bool = False) -> list[GeneratedImage]:
+    """Every line of the folders' manifests. The untouched base may lie in several of them: of lines about one cell of
+    it with the same bytes the first alone is given.
+
+    Args:
+        bases_may_differ: give all lines about one cell of the base, whatever its files hold.
 
     Raises:
-        UserError: one file for two images, or no manifest.
+        UserError: no manifest; one file for two images, unless they are the same line; a file outside its folder; two
+            different images of one cell of the base.
     """
     records = []
+    bases: dict[tuple[Any, ...], Path] = {}
     for folder in folders:
         seen: dict[str, GeneratedImage] = {}
         for record in read_lines(folder):
+            path = inside(folder, record.file)
             other = seen.setdefault(record.file, record)
             if other != record:
                 raise UserError(
@@ -179,8 +194,34 @@ def every_line(folders: Sequence[Path]) -> list[GeneratedImage]:
                     got=f"{record.file} for {_cell(other)} and for {_cell(record)}",
                     key="images",
                 )
+            if record.method == BASE and (first := bases.setdefault(_base_cell(record), path)) is not path:
+                if _same(first, path):
+                    continue
+                if not bases_may_differ:
+                    raise _two_bases(record, first, path)
             records.append(record)
     return records
+
+
+def _base_cell(record: GeneratedImage) -> tuple[Any, ...]:
+    return (*base_setting(record), record.class_noun, record.prompt_id, record.seed)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same bytes; scoring tells which is gone."""
+    if not (one.is_file() and other.is_file()) or one.samefile(other):
+        return True
+    return hashlib.sha256(one.read_bytes()).digest() == hashlib.sha256(other.read_bytes()).digest()
+
+
+def _two_bases(record: GeneratedImage, one: Path, other: Path) -> UserError:
+    return UserError(
+        f"there are two different images of the untouched base for {_cell(record)}",
+        expected=f"one, or names of base models that tell them apart (both are of {base_name(record)}); or"
+        " allow_missing=true to compare each folder with its own",
+        got=f"{one} and {other}",
+        key="images, base_images, allow_missing",
+    )
 
 
 def _cell(record: GeneratedImage) -> str:

@@ -4,6 +4,7 @@ Everything here reads the table that `score.py` makes and nothing else. Headline
 a face as 0 where an image with one would have a score; `*_detected` leaves it out.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,16 @@ import numpy as np
 from metalora.core import metrics
 from metalora.core.errors import UserError
 from metalora.core.metrics import Interval, PairedDifference, StepsToMatch
-from metalora.evaluation.score_table import BASE, PHOTO_METHODS, REFERENCE, STRANGER, TEST_PHOTO
+from metalora.evaluation.score_table import (
+    BASE,
+    BASE_SETTING,
+    PHOTO_METHODS,
+    REFERENCE,
+    STRANGER,
+    TEST_PHOTO,
+    bases_of,
+    name_of_base,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,11 +40,15 @@ _COMPARED = {"r_face_sim": "test_photos", "face_sim": "reference_faces"}
 
 @dataclass(frozen=True)
 class CellKey:
-    """Names a cell; the untouched base is rank 0 at iteration 0."""
+    """Names a cell; the untouched base is rank 0 at iteration 0.
+
+    `base` is empty, but for an untouched base that is not the table's own (`own_base`): its name.
+    """
 
     method: str
     rank: int
     iterations: int
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,11 +73,34 @@ def class_nouns(scores: "pd.DataFrame") -> tuple[str, ...]:
 
 
 def cell_keys(scores: "pd.DataFrame") -> tuple[CellKey, ...]:
-    """Every cell of generated images in the table, the base first."""
+    """Every cell of generated images in the table, its own base first, then other bases."""
     generated = scores[~scores["method"].isin(PHOTO_METHODS)]
-    found = generated[["method", "rank", "iterations"]].drop_duplicates()
-    keys = [CellKey(str(method), int(rank), int(iterations)) for method, rank, iterations in found.to_numpy()]
-    return tuple(sorted(keys, key=lambda key: (key.method != BASE, key.method, key.rank, key.iterations)))
+    bases = bases_of(generated)
+    others = bases.where(bases != own_base(scores), "")
+    found = generated[["method", "rank", "iterations"]].assign(base=others).drop_duplicates()
+    keys = [CellKey(str(method), int(rank), int(step), str(base)) for method, rank, step, base in found.to_numpy()]
+    return tuple(sorted(keys, key=lambda key: (key.method != BASE, key.method, key.rank, key.iterations, key.base)))
+
+
+def own_base(scores: "pd.DataFrame") -> str:
+    """The name of the untouched base that a table's methods are held against; empty where there is none.
+
+    Of several it is the one that most images from LoRAs stand on, else most of any method's.
+    """
+    names = bases_of(scores)
+    bases = sorted(set(names) - {""})
+    if len(bases) < 2:
+        return bases[0] if bases else ""
+    generated = scores[~scores["method"].isin((*PHOTO_METHODS, BASE))]
+    stands_on = [name_of_base(*row) for row in generated[list(BASE_SETTING)].itertuples(index=False)]
+    of_loras = Counter(name for name, rank in zip(stands_on, generated["rank"], strict=True) if rank > 0)
+    of_all = Counter(stands_on)
+    return max(bases, key=lambda name: (of_loras[name], of_all[name]))
+
+
+def on_own_base(scores: "pd.DataFrame") -> "pd.DataFrame":
+    """The table without untouched bases that are not its own."""
+    return scores.loc[bases_of(scores).isin(("", own_base(scores)))]
 
 
 def cells(scores: "pd.DataFrame") -> tuple[Cell, ...]:
@@ -93,6 +130,8 @@ def _rows(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataF
 
 def _select(scores: "pd.DataFrame", key: CellKey, *, class_noun: str) -> "pd.DataFrame":
     rows = (scores["method"] == key.method) & (scores["rank"] == key.rank) & (scores["iterations"] == key.iterations)
+    if key.method == BASE:
+        rows &= bases_of(scores) == (key.base or own_base(scores))
     if class_noun != BOTH:
         rows &= scores["class_noun"] == class_noun
     return scores.loc[rows]

@@ -12,16 +12,23 @@ from metalora.core.contracts import GeneratedImage
 from metalora.core.copy_paste import copy_paste
 from metalora.evaluation.embeddings import Embeddings, Picture
 from metalora.evaluation.score_table import REFERENCE, STRANGER, TEST_PHOTO, Subject, unscored_row
+from metalora.people.copies import refuse_copies
 from metalora.people.photos import load_photo
 
 
 class PhotoFaces:
-    """The embedded faces of the benchmark's photos."""
+    """The embedded faces of the benchmark's photos.
+
+    Raises:
+        UserError: a test photo is the reference once more, or a photo cannot be read.
+    """
 
     def __init__(self, subjects: Sequence[Subject], embeddings: Embeddings, *, second: bool = False) -> None:
         self.subjects, self.second = list(subjects), second
+        for subject in [] if second else subjects:
+            refuse_copies(subject.identity, reference=subject.reference, test_photos=subject.test_photos)
         files = [path for subject in subjects for path in (subject.reference, *subject.test_photos)]
-        pictures = [Picture.of(path, read=lambda path: load_photo(path, key="benchmark")) for path in files]
+        pictures = [Picture.of(path, read=lambda path: load_photo(path, key="benchmark.root")) for path in files]
         self._of = dict(zip(files, embeddings.faces(pictures, second=second), strict=True)) if files else {}
 
     def reference(self, subject: Subject) -> np.ndarray | None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metalora.core.metrics import trend
+from metalora.core.metrics import reach, trend
 from metalora.evaluation.curves import BOTH, CellKey, cell_keys, person_means, rows_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def frontier_gap(
     """Compare the polynomial fits of R-FaceSim over CLIP-T where both methods have cells.
 
     Each resample draws people anew, those of R-FaceSim and those of CLIP-T apart, and fits again; all cells of both
-    methods see the same people.
+    methods see the same people. The interval is widened as a t interval is, for few people.
 
     Returns:
         None while either method has fewer than three cells, or their CLIP-T do not overlap.
@@ -50,7 +51,7 @@ def frontier_gap(
         return None
     every = [*keys[0], *keys[1]]
     clip_CK, face_CK = (_table(scores, every, metric, class_noun=class_noun) for metric in ("clip_t", "r_face_sim"))
-    if not clip_CK.size or not face_CK.size:
+    if min(clip_CK.shape[1], face_CK.shape[1]) < 2:
         return None
     count = len(keys[0])
     clip_C = clip_CK.mean(axis=1)
@@ -70,7 +71,8 @@ def frontier_gap(
         clip = rng.integers(0, clip_CK.shape[1], clip_CK.shape[1])
         face = rng.integers(0, face_CK.shape[1], face_CK.shape[1])
         drawn.append(gap(clip_CK[:, clip].mean(axis=1), face_CK[:, face].mean(axis=1)))
-    ends = np.percentile(drawn, [2.5, 97.5])
+    far = reach(min(clip_CK.shape[1], face_CK.shape[1]))
+    ends = np.quantile(drawn, [NormalDist().cdf(end) for end in (-far, far)])
     mean = gap(clip_C, face_CK.mean(axis=1))
     return FrontierGap(mean, float(ends[0]), float(ends[1]), (float(low), float(high)), (count, len(keys[1])))
 

@@ -16,10 +16,10 @@ from PIL import Image
 from metalora.core import metrics
 from metalora.core.contracts import GeneratedImage
 from metalora.core.errors import UserError
-from metalora.core.manifest import FILE_NAME, read_manifest
+from metalora.core.manifest import FILE_NAME, inside, read_manifest
 from metalora.evaluation.embeddings import Embeddings, Picture, Progress, Scorers
 from metalora.evaluation.face_scores import PhotoFaces, face_scores
-from metalora.evaluation.score_table import BASE, SECOND, WHOLE_NUMBERS, Subject, unscored_row
+from metalora.evaluation.score_table import BASE, SECOND, WHOLE_NUMBERS, Subject, base_setting, unscored_row
 from metalora.people.photos import load_photo
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 class _Image:
     record: GeneratedImage
     picture: Picture
+    folder: Path
 
 
 def score_images(
@@ -76,7 +77,8 @@ def score_images(
 
     people = {subject.identity: subject for subject in subjects}
     embeddings = Embeddings(scorers, root=cache, batch_size=batch_size, progress=progress)
-    images = _read(manifests, fill=fill)
+    every = _read(manifests, fill=fill)
+    images = _one_per_cell(every)
     uses = {face_part: set(face_prompts)}
     uses[clip_part] = uses.get(clip_part, set()) | set(clip_prompts)
     pairs = _pairs(images, people, uses=uses)
@@ -86,7 +88,7 @@ def score_images(
     of_class = [s for s in subjects if s.part == face_part and s.class_noun in {i.record.class_noun for i in images}]
     rows = [unscored_row(image.record, image.picture.path, subject) for image, subject in pairs]
     frame = pd.DataFrame(rows).assign(kind=[(kinds or {}).get(image.record.prompt_id, "") for image, _ in pairs])
-    _add_clip(frame, clip_places, pairs, images, embeddings)
+    _add_clip(frame, clip_places, pairs, [image for image in every if image.record.method == BASE], embeddings)
     _add_diversity(frame, sorted({*clip_places, *face_places}), pairs, embeddings)
     of_photos = _add_faces(frame, face_places, pairs, PhotoFaces(of_class, embeddings), embeddings)
     if scorers.second is not None:
@@ -103,15 +105,19 @@ def score_images(
 def _read(manifests: Sequence[Path], *, fill: Callable[[GeneratedImage], GeneratedImage]) -> list[_Image]:
     images: dict[Path, _Image] = {}
     for manifest in manifests:
-        folder = manifest if manifest.is_dir() else manifest.parent
+        folder = (manifest if manifest.is_dir() else manifest.parent).resolve()
         for record in read_manifest(manifest):
-            path = folder / record.file
+            path = inside(manifest if manifest.is_dir() else manifest.parent, record.file)
             if not path.is_file():
                 raise UserError("an image is gone", expected=f"every file of {manifest}", got=str(path), key="images")
             _check_size(path, record.size)
-            images[path.resolve()] = _Image(fill(record), Picture.of(path, read=_read_image))
-    by_cell = {(*_setting(image.record), *_name(image.record)): image for image in images.values()}
-    return list(by_cell.values())  # of several images of one cell the last counts
+            images[path.resolve()] = _Image(fill(record), Picture.of(path, read=_read_image), folder)
+    return list(images.values())
+
+
+def _one_per_cell(images: Sequence[_Image]) -> list[_Image]:
+    """Of several images of one cell the last."""
+    return list({(*_setting(image.record), *_name(image.record)): image for image in images}.values())
 
 
 def _name(record: GeneratedImage) -> tuple[Any, ...]:
@@ -185,15 +191,20 @@ def _add_clip(
     frame: "pd.DataFrame",
     places: list[int],
     pairs: Sequence[tuple[_Image, Subject]],
-    images: Sequence[_Image],
+    bases: Sequence[_Image],
     embeddings: Embeddings,
 ) -> None:
-    """CLIP-T: image with its prompt. CLIP-I: image with what the base makes of the same prompt from the same noise."""
+    """CLIP-T: image with its prompt. CLIP-I: image with what the base makes of the same prompt from the same noise; of
+    several such twins the one in the image's own folder.
+    """
     if not places:
         return
     wanted = [pairs[place][0] for place in places]
-    bases = {_setting(image.record): image for image in images if image.record.method == BASE}
-    twins = [bases.get(_setting(image.record)) for image in wanted]
+    anywhere = {_setting(base.record): base for base in bases}
+    own = {(base.folder, *_setting(base.record)): base for base in bases}
+    twins = [
+        own.get((image.folder, *_setting(image.record))) or anywhere.get(_setting(image.record)) for image in wanted
+    ]
     every = embeddings.pictures([image.picture for image in wanted + [twin for twin in twins if twin is not None]])
     images_ND = torch.from_numpy(every[: len(wanted)])
     texts_ND = torch.from_numpy(embeddings.prompts([image.record.prompt for image in wanted]))
@@ -224,7 +235,14 @@ def _add_diversity(
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place in places:
         record, subject = pairs[place][0].record, pairs[place][1]
-        cell = (record.method, record.rank, record.iterations, subject.identity, record.prompt_id)
+        cell = (
+            record.method,
+            record.rank,
+            record.iterations,
+            *base_setting(record),
+            subject.identity,
+            record.prompt_id,
+        )
         groups.setdefault(cell, []).append(place)
     several = [group for group in groups.values() if len({pairs[place][0].record.seed for place in group}) > 1]
     wanted = [place for group in several for place in group]

@@ -26,8 +26,10 @@ STRANGER = "photo_stranger"
 """Other people's references of the same class: what no likeness at all reaches."""
 PHOTO_METHODS = (REFERENCE, TEST_PHOTO, STRANGER)
 
+BASE_SETTING = ("base_model", "steps", "guidance")
+"""What tells one untouched base from another; a method's images are of one base whatever these are."""
 KEY = ("method", "rank", "iterations", "identity", "prompt_id", "seed")
-"""What names a row; photos have their file in `prompt_id`'s place."""
+"""What names a row, the base's together with `BASE_SETTING`; photos have their file in `prompt_id`'s place."""
 _FILES = ("file", "reference")
 WHOLE_NUMBERS = ("rank", "iterations", "seed", "test_photos", "test_photos_missed", "reference_faces")
 SECOND = "_second"
@@ -47,6 +49,21 @@ class Subject(Protocol):
     def test_photos(self) -> tuple[Path, ...]: ...
     @property
     def part(self) -> str: ...
+
+
+def base_setting(record: GeneratedImage) -> tuple[str, int, float]:
+    """Which untouched base an image is of, or stands on."""
+    return record.base_model, record.steps, float(record.guidance)
+
+
+def base_name(record: GeneratedImage) -> str:
+    """`base_setting` in words."""
+    return name_of_base(*base_setting(record))
+
+
+def name_of_base(base_model: str, steps: int, guidance: float) -> str:
+    """An untouched base in words."""
+    return f"{base_model}, {steps} steps, guidance {guidance:g}"
 
 
 def unscored_row(record: GeneratedImage, path: Path, subject: Subject) -> dict[str, Any]:
@@ -94,7 +111,8 @@ def _relative(file: Path, folder: Path) -> str:
 
 
 def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
-    """Read and join score tables; a row that several of them hold counts once.
+    """Read and join score tables; a row that several of them hold counts once. Bases of different models, steps or
+    guidance are different rows.
 
     Raises:
         UserError: there is no table, or one is not a table of scores.
@@ -112,4 +130,22 @@ def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
             raise UserError("cannot read scores", expected="a scores.parquet", got=str(error), key="scores") from error
     if not frames:
         raise UserError("there are no scores", expected="at least one scores.parquet", key="scores")
-    return pd.concat(frames, ignore_index=True).drop_duplicates(list(KEY), keep="last", ignore_index=True)
+    rows = pd.concat(frames, ignore_index=True)
+    names = rows[list(KEY)].assign(base=bases_of(rows))
+    return rows.loc[~names.duplicated(keep="last")].reset_index(drop=True)
+
+
+def bases_of(scores: "pd.DataFrame") -> "pd.Series":
+    """The name of each row's base, empty for all rows but the untouched bases' own.
+
+    A table without the columns has one base.
+    """
+    import pandas as pd
+
+    names = pd.Series("", index=scores.index, dtype=object)
+    if all(column in scores for column in BASE_SETTING):
+        own = scores["method"] == BASE
+        settings = scores.loc[own, list(BASE_SETTING)].fillna({"base_model": "", "steps": 0, "guidance": 0.0})
+        found = {setting: name_of_base(*setting) for setting in settings.drop_duplicates().itertuples(index=False)}
+        names.loc[own] = [found[setting] for setting in settings.itertuples(index=False)]
+    return names

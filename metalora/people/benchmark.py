@@ -12,7 +12,6 @@ from metalora.core.errors import UserError
 from metalora.people.folder import (
     IDENTITIES_FILE,
     SkippedFile,
-    check_unique,
     list_folder,
     person_photos,
     read_class_nouns,
@@ -88,8 +87,33 @@ def load_benchmark(root: Path, *, key: str = "benchmark.root", problems: list[Us
             got=", ".join(sorted(path.name for path in root.iterdir())) or "an empty folder",
             key=key,
         )
-    check_unique([subject.identity for subject in subjects], where=root, key=key)
+    subjects = _one_per_name(subjects, root=root, key=key, problems=problems)
     return Benchmark(subjects, skipped + skipped_ffhq, _differences(subjects))
+
+
+def _one_per_name(
+    subjects: Sequence[Subject], *, root: Path, key: str, problems: list[UserError] | None
+) -> tuple[Subject, ...]:
+    """Names become folder names of outputs, which some file systems compare without case."""
+    first: dict[str, Subject] = {}
+    for subject in subjects:
+        other = first.setdefault(subject.identity.casefold(), subject)
+        if other is subject:
+            continue
+        error = UserError(
+            f"two people in {root} have the same name",
+            expected="names that differ in more than case and file ending",
+            got=f"{_place(other)} and {_place(subject)}",
+            key=key,
+        )
+        if problems is None:
+            raise error
+        problems.append(error)
+    return tuple(first.values())
+
+
+def _place(subject: Subject) -> Path:
+    return subject.reference if subject.part == "ffhq" else subject.reference.parent
 
 
 def _unsplash(

@@ -4,6 +4,7 @@ Shape legend: B batch, D width of the embedding.
 """
 
 import hashlib
+import logging
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from metalora.core.errors import UserError
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _KEY = "scorer.clip.model"
+_log = logging.getLogger(__name__)
 
 
 class OpenClipScorer:
@@ -28,7 +30,8 @@ class OpenClipScorer:
         model: a folder with open_clip_config.json and open_clip_model.safetensors, or the name of an architecture.
         pretrained: the name of published weights for that architecture; downloaded once, and held against the sha256
             that the hub states for them.
-        sha256: that the weights' file must have; None: not checked beyond that.
+        sha256: that the weights' file must have; None: not checked beyond that. A download whose sha256 cannot be seen
+            is told.
         batch_size: images or prompts embedded at once.
 
     Raises:
@@ -54,7 +57,7 @@ class OpenClipScorer:
         elif name not in open_clip.list_models():
             raise UserError("unknown CLIP model", expected="a folder, or a name known to open_clip", got=name, key=_KEY)
         else:
-            options = _published(name, pretrained)
+            options = _published(name, pretrained, sha256)
             _verify(Path(options["pretrained"]), sha256)
             opened = _open(name, **options)
         self._model, self._preprocess, self._tokenizer = opened
@@ -98,7 +101,7 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
-def _published(name: str, pretrained: str | None) -> dict[str, Any]:
+def _published(name: str, pretrained: str | None, sha256: str | None = None) -> dict[str, Any]:
     """What open_clip needs to open published weights exactly as they were trained; downloads them when not there.
 
     Only safetensors are taken. open_clip's own way retries for most of a minute where there is no network, and falls
@@ -132,7 +135,10 @@ def _published(name: str, pretrained: str | None) -> dict[str, Any]:
             ) from None
     # The hub's cache names a file's content after the sha256 that the hub states for it.
     stated = Path(path).resolve().name
-    _verify(Path(path), stated if re.fullmatch(r"[0-9a-f]{64}", stated) else None)
+    if re.fullmatch(r"[0-9a-f]{64}", stated):
+        _verify(Path(path), stated)
+    elif sha256 is None:  # a cache without links, as on some file systems, does not keep what the hub stated
+        _log.warning("%s is not checked: its cache does not say which sha256 it should have (scorer.clip.sha256)", path)
     return {
         "pretrained": path,
         "force_quick_gelu": bool(config.get("quick_gelu", False)),

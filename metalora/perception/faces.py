@@ -80,15 +80,26 @@ class FacenetEmbedder:
 
     Args:
         path: a safetensors file of its weights; None: facenet-pytorch's own download, kept where that library keeps it.
+        sha256: of that file; None: not checked, but for the download, whose own is known.
 
     Raises:
-        UserError: no such file, not its weights, or no network to download them.
+        UserError: no such file, another file, not its weights, or no network to download them.
     """
 
-    def __init__(self, path: str | Path | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        sha256: str | None = None,
+        device: str = "cpu",
+        batch_size: int = 32,
+    ) -> None:
         from facenet_pytorch import InceptionResnetV1
 
-        state = load_weights(Path(path)) if path is not None else torch.load(_facenet_download(), weights_only=True)
+        file = Path(path) if path is not None else _facenet_download()
+        state = load_weights(file) if path is not None else torch.load(file, weights_only=True)
+        if sha256 is not None and (digest := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
+            raise UserError(f"{file} is another file", expected=f"sha256 {sha256}", got=digest, key=_KEY)
         model = InceptionResnetV1(pretrained=None)
         # the classifier over the training people is not part of the embedding
         load_into(model, {k: v for k, v in state.items() if not k.startswith("logits.")}, source=path or FACENET_URL)

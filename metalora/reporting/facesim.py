@@ -55,7 +55,7 @@ def _ours(study: Study) -> list[_Bars]:
         face, robust = cell.scores["face_sim"], cell.scores["r_face_sim"]
         bars.append(
             _Bars(
-                label="\n".join([look.label(key.method).replace("+", "\n+"), *_where(key)]),
+                label="\n".join([_narrow(look.label(key.method)), *_where(key)]),
                 colour=look.colour(key.method),
                 face_sim=100 * face.mean,
                 r_face_sim=100 * robust.mean,
@@ -64,6 +64,10 @@ def _ours(study: Study) -> list[_Bars]:
             )
         )
     return bars
+
+
+def _narrow(label: str) -> str:
+    return label.replace("+", "\n+").replace("-like", "-\nlike").replace(" ", "\n")
 
 
 def _where(key: CellKey) -> list[str]:
@@ -77,7 +81,7 @@ def _papers() -> list[_Bars]:
             .replace(" (", "\n(")
             .replace("SD-XL Lightning", "SD-XL\nLightning")
             .replace(" rank-1", "\nrank-1"),
-            colour=look.colour(row["method"]) if "method" in row else "#b0a3c0",
+            colour=look.colour(row["method"]),
             face_sim=row["face_sim"],
             r_face_sim=row["r_face_sim"],
             difference=row["difference"],

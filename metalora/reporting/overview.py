@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metalora.evaluation.curves import Cell
 from metalora.reporting import iterations, look, tradeoff
 from metalora.reporting.study import METHODS, Study
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -37,6 +39,7 @@ def draw_overview(
             tradeoff.rivals(ax, study, class_noun=class_noun)
             ax.set_ylabel("R-FaceSim (%)")
             ax.set_xlabel("CLIP-T (%)")
+        _close_up(near, close)
         tradeoff.context(whole, study, cells, class_noun=class_noun)
         whole.set_title("All ranks and iterations")
         near.set_title("Closer up, without LoRA")
@@ -53,6 +56,14 @@ def draw_overview(
         _legend(figure, study)
         figure.tight_layout(rect=(0, 0.1, 1, 1))
         return look.save(figure, folder, name, vector=vector, dpi=220)
+
+
+def _close_up(ax: "Axes", cells: list[Cell]) -> None:
+    """As near as the cells allow: a rival far below them stands in the panel above alone."""
+    values = [100 * cell.scores["r_face_sim"].mean for cell in cells]
+    if values:
+        spare = 0.1 * max(max(values) - min(values), 5.0)
+        ax.set_ylim(min(values) - spare, max(values) + spare)
 
 
 def _legend(figure: "Figure", study: Study) -> None:

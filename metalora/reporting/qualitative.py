@@ -36,7 +36,7 @@ def draw_grid(grid: Grid, *, folder: Path, note: bool = True) -> look.Picture:
         for row in rows:
             if row is grid.rows[0]:
                 for column, text in enumerate(grid.columns):
-                    words = "\n".join(textwrap.wrap(text, 18)[:4])
+                    words = "\n".join(textwrap.wrap(text, 16)[:4])
                     x = _LABEL + column * (TILE + _GAP) + TILE / 2
                     sheet.say(x, top - _HEADER + 0.04, words, fontsize=6, ha="center", va="bottom")
                 top -= _HEADER

@@ -8,7 +8,7 @@ from metalora.reporting.tables import NONE, Table
 
 _HEADER = (
     "method", "people", "CLIP-T", "scenes", "styles", "CLIP-I", "FaceSim", "R-FaceSim", "found only",
-    "faces found %", "seeds differ", "R-FaceSim, 2nd",
+    "copy-paste", "faces found %", "seeds differ", "R-FaceSim, 2nd",
 )  # fmt: skip
 _COLUMNS = (
     "clip_t",
@@ -18,11 +18,12 @@ _COLUMNS = (
     "face_sim",
     "r_face_sim",
     "r_face_sim_detected",
+    "copy_paste",
     "face_found",
     "seed_diversity",
     "r_face_sim_second",
 )
-_WITH_INTERVAL = ("clip_t", "r_face_sim")
+_WITH_INTERVAL = ("clip_t", "r_face_sim", "copy_paste")
 
 
 def tables_of(summary: Mapping[str, Any]) -> list[Table]:
@@ -69,6 +70,8 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
 
 def _name(key: Mapping[str, Any]) -> str:
     label = str(LABELS.get(key["method"], key["method"]))
+    if key.get("base"):
+        return f"{label}, {key['base']}"
     return f"{label} r{key['rank']} {key['iterations']}" if key["rank"] else label
 
 

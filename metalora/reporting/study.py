@@ -27,7 +27,7 @@ class Study:
 
     Args:
         scores: as `evaluation.score_table.read_scores` returns it; cells may be missing, the report shows what is
-            there.
+            there. Untouched bases that the LoRA methods do not stand on are left out (`curves.own_base`).
         world: what the numbers were measured on, e.g. "the mini world"; it stands beside every number.
         seconds: wall seconds by stage.
         facts: how it was run, for the reader: learning rate, seed, hardware, command.
@@ -41,6 +41,9 @@ class Study:
     facts: Mapping[str, str]
     target: CellKey = TARGET
     method: str = "meta_lora"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", curves.on_own_base(self.scores))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`metalora baseline`: a benchmark drawn by a published method in its own environment; a reason where it cannot be."""
 
+from collections import Counter
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -50,5 +51,12 @@ def run(cfg: DictConfig) -> None:
                 board.say(f"skipped {chosen['method']}: {outcome.skipped}")
                 board.say(f"it needs {repository} at {commit[:10]} in an environment of its own (conf/baseline)")
                 return
-            artifact.finish(images=len(jobs))
+            for why, count in Counter(line.partition(": ")[2] for line in outcome.left_out).items():
+                board.say(f"left out: {count} images: {why}")
+            if outcome.left_out:
+                board.say(
+                    f"{len(outcome.left_out)} of {len(jobs)} images cannot be drawn; `metalora evaluate` scores the"
+                    " others with allow_missing=true"
+                )
+            artifact.finish(images=len(jobs) - len(outcome.left_out), left_out=list(outcome.left_out))
         board.say(f"images: {artifact.folder}")

@@ -1,6 +1,7 @@
 """`metalora evaluate`: scores of folders of generated images, one row per image, and a table of methods."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 
 from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
-from metalora.core.manifest import FILE_NAME, read_manifest
+from metalora.core.manifest import FILE_NAME, inside, read_manifest
 from metalora.evaluation.breakdown import as_json
 from metalora.evaluation.checked import Checked, coverage, every_line
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
@@ -56,7 +57,8 @@ def check_cells(setting: Setting, folders: Sequence[Path], *, board: Board) -> N
     """Hold the folders against the benchmark, the protocol and the classes; tell every cell that is not there once.
 
     Raises:
-        UserError: cells are missing or doubled and `allow_missing` is not set, or there is no folder or manifest.
+        UserError: a line does not fit the benchmark, or there is no folder or manifest; cells are missing or doubled
+            and `allow_missing` is not set.
     """
     for folder in folders:
         _hash(folder)  # says what is wrong with a folder
@@ -64,7 +66,10 @@ def check_cells(setting: Setting, folders: Sequence[Path], *, board: Board) -> N
     if strange := [name for name in classes if name not in CLASSES]:
         raise UserError("unknown class", expected=", ".join(CLASSES), got=", ".join(map(str, strange)), key="classes")
     asked = Asked(setting, classes)
-    found = coverage(every_line(folders), wanted=asked.cells(), base=asked.base_cells())
+    records = every_line(folders, bases_may_differ=bool(setting["allow_missing"]))
+    checked = _checked(setting)
+    records = [checked.fill(record) for record in records]  # a wrong line is told as such, not as a missing cell
+    found = coverage(records, wanted=asked.cells(), base=asked.base_cells())
     for line in found.lines():
         board.say(line)
     if not found.whole and not setting["allow_missing"]:
@@ -160,9 +165,7 @@ def _score(
     artifact.begin()
     prompts = load_prompts(Path(chosen["prompts"]))
     people = tuple(subjects or load_benchmark(Path(chosen["root"])).subjects)
-    checked = Checked(
-        people, prompts.texts(), version=lambda: Asked(setting, CLASSES).version, file=Path(chosen["prompts"])
-    )
+    checked = _checked(setting, people)
     frame = score_images(
         images,
         people,
@@ -196,6 +199,17 @@ def _subject(frame: "pd.DataFrame") -> dict[str, str | int]:
     return facts | {"method": str(generated["method"].iloc[0]), "rank": int(generated["rank"].iloc[0])}
 
 
+def _checked(setting: Setting, subjects: Sequence[Subject] | None = None) -> Checked:
+    """What lines are held against; the whole benchmark's people by default."""
+    chosen = setting["benchmark"]
+    return Checked(
+        subjects or load_benchmark(Path(chosen["root"])).subjects,
+        load_prompts(Path(chosen["prompts"])).texts(),
+        version=lambda: Asked(setting, CLASSES).version,
+        file=Path(chosen["prompts"]),
+    )
+
+
 def _hash(folder: Path) -> str:
     """What a folder of images holds: by its manifest.json, or, for a folder of another program, by its content."""
     if not folder.is_dir():
@@ -203,10 +217,12 @@ def _hash(folder: Path) -> str:
             f"there is no folder {folder}", expected=f"a folder of images with a {FILE_NAME}", key="images, base_images"
         )
     records = read_manifest(folder)
-    if (folder / MANIFEST).is_file() or any(record.lora_sha256 for record in records):
-        return stored_hash(folder)  # images from LoRAs are this program's own: unfinished ones are refused
+    where = folder.resolve()
+    own = where.parent.name == "generate" and re.fullmatch(r".+-[0-9a-f]{10}", where.name)  # TASK/LABEL-HASH
+    if (folder / MANIFEST).is_file() or (own and any(record.lora_sha256 for record in records)):
+        return stored_hash(folder)  # says so when this program has not finished it
     digest = hashlib.sha256()
-    for path in [folder / FILE_NAME, *(folder / record.file for record in records)]:
+    for path in [folder / FILE_NAME, *(inside(folder, record.file) for record in records)]:
         if path.is_file():  # scoring tells which image is gone
             digest.update(path.read_bytes())
     return digest.hexdigest()[:10]

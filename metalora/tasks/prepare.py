@@ -12,7 +12,7 @@ from metalora.core.errors import UserError
 from metalora.people.augment import Mode
 from metalora.people.benchmark import load_benchmark
 from metalora.people.cache import LatentCache, prepare_people
-from metalora.people.curation import check_curation
+from metalora.people.curation import READABLE, REFERENCE_AGAIN, check_curation
 from metalora.people.folder import PersonFolder, describe, photos_digest, scan_people
 from metalora.perception.eyes import eyes_visible
 from metalora.perception.pose import head_pose
@@ -78,7 +78,7 @@ def check_benchmark(setting: Setting, *, board: Board) -> Path:
         eyes_of=eyes_visible,
         progress=lambda done, total: report("photos", done, total),
     )
-    broken = [{"rule": "usable", "path": str(root), "what": str(error)} for error in problems]
+    broken = [{"rule": "usable", "path": str(root), "what": error.told} for error in problems]
     broken += [{"rule": v.rule, "path": str(v.path), "what": v.what} for v in violations]
     for violation in broken:
         board.say(f"{violation['rule']}: {violation['path']}: {violation['what']}")
@@ -104,11 +104,13 @@ def check_benchmark(setting: Setting, *, board: Board) -> Path:
         },
     )
     board.say(f"checked: {found}")
-    if problems:
+    unusable = [error.told for error in problems]
+    unusable += [f"{v.path}: {v.what}" for v in violations if v.rule in (READABLE, REFERENCE_AGAIN)]
+    if unusable:
         raise UserError(
             "the benchmark cannot be used as it is",
-            expected="usable people",
-            got=f"{len(problems)} who are not: {problems[0]}",
+            expected="people with readable photos, the reference not among the others",
+            got=f"{len(unusable)} faults, first: {unusable[0]}",
             key="path",
         )
     board.say(f"jobs: {write_jobs(setting, folder=found.parent)}")

@@ -86,7 +86,11 @@ class Setting:
     @cached_property
     def second_embedder(self) -> FaceEmbedder | AlignedFaceEmbedder:
         """The other face embedder, where one is configured."""
-        return _instantiate(self["scorer.second_embedder"])
+        try:
+            return _instantiate(self["scorer.second_embedder"])
+        except UserError as error:  # the same classes serve as the first one, and name its keys
+            key = error.key.replace("scorer.embedder.", "scorer.second_embedder.")
+            raise UserError(error.what, expected=error.expected, got=error.got, key=key) from None
 
     @cached_property
     def clip(self) -> ClipScorer:

@@ -12,6 +12,7 @@ from metalora.core.errors import UserError
 from metalora.reporting.user_study.design import PARTS
 from metalora.reporting.user_study.store import Store
 from metalora.tasks.setting import Setting
+from metalora.tasks.user_study_links import LOOPBACK, links_begin
 
 _SECONDS_PER_QUESTION = 15
 """Only for the time that participants are told."""
@@ -50,17 +51,17 @@ def _serve(setting: Setting) -> None:
         raise UserError(
             f"cannot listen on {host}:{port}", expected="a free port (0 takes any)", got=str(error), key="host, port"
         ) from None
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{server.server_port}"
-    print(f"study: {setting['study']}, {store.answers()} answers so far")
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        print("note: this address is open to the network, and the network can read along (plain HTTP)")
-    for kind in ("trial", "person"):
-        for number, invitation in enumerate(store.invitations(kind=kind), start=1):
-            name = "trial (answers do not count)" if kind == "trial" else f"participant {number}"
-            print(f"{name}: {address}/p/{invitation.token}/")
-    print("each link is for one person; Ctrl+C stops, the same command goes on", flush=True)
     with server:
+        address = str(setting["address"]) if setting["address"] else None
+        begin = links_begin(host, port=server.server_port, address=address)
+        print(f"study: {setting['study']}, {store.answers()} answers so far")
+        if host not in LOOPBACK:
+            print(f"note: {host}:{server.server_port} is open to the network, which can read along (plain HTTP)")
+        for kind in ("trial", "person"):
+            for number, invitation in enumerate(store.invitations(kind=kind), start=1):
+                name = "trial (answers do not count)" if kind == "trial" else f"participant {number}"
+                print(f"{name}: {begin}/p/{invitation.token}/")
+        print("each link is for one person; Ctrl+C stops, the same command goes on", flush=True)
         server.serve_forever()
 
 
@@ -82,8 +83,9 @@ def _consent(setting: Setting, store: Store) -> str:
 
 
 def _analyse(setting: Setting) -> None:
+    from metalora.reporting.look import label
     from metalora.reporting.user_study.analysis import analyse, read_answers
-    from metalora.reporting.user_study.results import label, write_results
+    from metalora.reporting.user_study.results import write_results
     from metalora.tasks.report import WORLDS
 
     store = Store(Path(setting["study"]))

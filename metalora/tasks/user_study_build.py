@@ -6,34 +6,42 @@ from typing import Any
 
 from metalora.adapters.artifacts import file_sha256
 from metalora.core.errors import UserError
+from metalora.evaluation.checked import Checked
 from metalora.people.benchmark import KINDS, load_benchmark, load_prompts
+from metalora.reporting.look import label
 from metalora.reporting.user_study.design import CATEGORIES, Design, Question, draw_questions
 from metalora.reporting.user_study.pool import Pool, find_folders, read_pool
-from metalora.reporting.user_study.results import label
 from metalora.reporting.user_study.store import Store, write_study
 from metalora.tasks.artifact import config_hash
-from metalora.tasks.prepare import ensure_benchmark
+from metalora.tasks.prepare import CLASSES, ensure_benchmark
 from metalora.tasks.progress import Board
+from metalora.tasks.protocol import Asked
 from metalora.tasks.setting import Setting
 from metalora.tasks.user_study import participants_of, top_up, whole
 
-OPPONENTS = ("pulid", "lora_aug", "lora")
-"""Whom Meta-LoRA meets in part 2 when nobody says: the paper's, else the nearest there is."""
+OPPONENTS = ("pulid", "instantid_lightning", "photomaker_lightning", "instantid_sdxl", "photomaker_sdxl", "ip_adapter")
+OPPONENTS += ("lora_aug", "lora")
+"""Whom Meta-LoRA meets in part 2 when nobody says: the paper's, else another that needs no tuning, else the nearest."""
 
 
 def build(setting: Setting) -> None:
     """Draw the questions, write the file, invite the participants; the very same study is left as it is."""
     folders = find_folders([Path(folder) for folder in _words(setting, "images")])
-    pool = read_pool(folders, rank=setting["rank"], checkpoints=_mapping(setting, "checkpoints"))
-    design = _design(setting, pool)
-    path, settings = Path(setting["study"]), _settings(setting, design, pool)
+    checkpoints, path = _mapping(setting, "checkpoints"), Path(setting["study"])
     with Board() as board:
-        root = ensure_benchmark(setting, progress=board.reporter("prepare"))
-        questions = draw_questions(design, pool=pool, subjects=load_benchmark(root).subjects)
+        subjects = load_benchmark(ensure_benchmark(setting, progress=board.reporter("prepare"))).subjects
+        prompts = Path(setting["benchmark.prompts"])
+        checked = Checked(
+            subjects, load_prompts(prompts).texts(), version=lambda: Asked(setting, CLASSES).version, file=prompts
+        )
+        pool = read_pool(folders, rank=setting["rank"], checkpoints=checkpoints, checked=checked)
+        design = _design(setting, pool)
+        settings = _settings(setting, design, pool)
+        questions = draw_questions(design, pool=pool, subjects=subjects)
         if not questions:
             raise UserError("a study without questions", expected="questions", got="none", key="questions")
         settings["digest"] = _digest(settings, questions)
-        if _standing(path, settings["digest"]):
+        if _standing(path, settings["digest"], overwrite=setting["overwrite"] is True):
             board.say("the study is there already")
         else:
             progress = board.reporter("study")
@@ -133,11 +141,11 @@ def _digest(settings: Mapping[str, Any], questions: tuple[Question, ...]) -> str
     return config_hash({"settings": dict(settings), "asked": asked})
 
 
-def _standing(path: Path, digest: str) -> bool:
-    """Whether the very same study is there.
+def _standing(path: Path, digest: str, *, overwrite: bool) -> bool:
+    """Whether the very same study is there; another one's links may have been given out, and would die with it.
 
     Raises:
-        UserError: another one is, and has answers.
+        UserError: another one is, and has answers, or has links and is not to be overwritten.
     """
     if not path.exists():
         return False
@@ -149,6 +157,13 @@ def _standing(path: Path, digest: str) -> bool:
             f"the study {path} is another one and has {store.answers()} answers",
             expected="a new file for a new study",
             key="study",
+        )
+    links = sum(len(store.invitations(kind=kind)) for kind in ("person", "trial"))
+    if links and not overwrite:
+        raise UserError(
+            f"the study {path} is another one and has {links} links, which may have been given out",
+            expected="a new file for a new study, or overwrite=true to end these links",
+            key="study, overwrite",
         )
     return False
 
@@ -165,6 +180,4 @@ def _described(questions: tuple[Question, ...], design: Design, pool: Pool) -> l
     parts = {part: sum(q.part == part for q in questions) for part in ("unsplash", "ffhq")}
     equal = "" if parts["unsplash"] == parts["ffhq"] else " (the paper: equally many)"
     lines.append(f"from the unsplash part {parts['unsplash']} questions, from the ffhq part {parts['ffhq']}{equal}")
-    if pool.left_out:
-        lines.append(f"left out: {pool.left_out} images of other ranks or checkpoints")
-    return lines
+    return lines + [f"left out: {line}" for told in pool.left_out.values() for line in told]

@@ -7,7 +7,7 @@ import pytest
 
 from metalora.core.contracts import GeneratedImage
 from metalora.core.errors import UserError
-from metalora.core.manifest import read_lines, read_manifest, write_manifest
+from metalora.core.manifest import inside, read_lines, read_manifest, write_manifest
 
 FIRST_VERSION = (
     '{"file": "images/a/lora-r1-000250/frontal-01-0.png", "method": "lora", "identity": "a", "class_noun": "man", '
@@ -63,19 +63,43 @@ def test_what_is_written_is_read_back_and_costs_do_not_make_another_image(tmp_pa
         ({"identity": None}, "identity is None"),
         ({"guidance": "high"}, "guidance is 'high'"),
         ({"size": 64}, "in line 2"),
-        ({"size": [64]}, "in line 2"),
+        ({"size": [64]}, "size is [64], not height and width in line 2"),
+        ({"size": [64, 64.5]}, "size is [64, 64.5], not height and width in line 2"),
+        ({"guidance": float("nan")}, "guidance is nan in line 2"),
+        ({"strength": float("inf")}, "strength is inf in line 2"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(tmp_path: Path, wrong: dict, told: str) -> None:
     with pytest.raises(UserError, match="a line of the list of images cannot be read") as caught:
         read_manifest(written(tmp_path, LEAST, LEAST | wrong))
-    assert told in str(caught.value)
+    assert told in str(caught.value) and str(tmp_path / "manifest.jsonl") in str(caught.value)
+    assert "; expected an object with file, method, identity, prompt_id, seed, base_model, " in str(caught.value)
+    assert str(caught.value).endswith("; key: images")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    written(tmp_path, LEAST)
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [image.file for image in read_lines(tmp_path)] == ["a.png"]
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "other").symlink_to(tmp_path / "mine")
+    assert inside(tmp_path / "mine", "images/../a.png").resolve() == tmp_path / "mine" / "a.png"
+    assert inside(tmp_path / "other", "a.png").is_relative_to(tmp_path / "other")
+    for file in ("../x.png", "/etc/x.png", "images/../../x.png"):
+        with pytest.raises(UserError, match=r"names a file outside its folder; expected files in it; got .*x\.png"):
+            inside(tmp_path / "mine", file)
 
 
 def test_what_is_missing_is_told(tmp_path: Path) -> None:
     for name in LEAST:
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=f"got no {name} in line 1"):
             read_manifest(written(tmp_path, {key: value for key, value in LEAST.items() if key != name}))
+    with pytest.raises(UserError, match="got no seed and no size in line 1"):
+        read_manifest(written(tmp_path, {key: value for key, value in LEAST.items() if key not in ("seed", "size")}))
     with pytest.raises(UserError, match="list instead of an object in line 1"):
         read_manifest(written(tmp_path, "[1]"))
 

@@ -206,6 +206,8 @@ def pixels(out: Path, who: str, seed: int) -> np.ndarray:
 
 BASES = {"instantid_sdxl": "SDXL", "instantid_lightning": "SDXL-Lightning", "pulid": "FLUX.1-dev"}
 BASES |= {"photomaker_sdxl": "SDXL", "photomaker_lightning": "SDXL-Lightning"}
+DRAWN_AT = {"pulid": ""}
+"""Everything but PuLID draws here at another size than is scored, which makes another base."""
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +232,7 @@ def test_a_baselines_whole_path(name: str, finished: Callable[[str], Path]) -> N
     side = 32 if name == "pulid" else 40
     for record in records:
         assert record.size == (side, side) == pixels(out, record.identity, record.seed).shape[:2]
-        assert (record.base_model, record.benchmark) == (BASES[name], "b@1")
+        assert (record.base_model, record.benchmark) == (BASES[name] + DRAWN_AT.get(name, " at 32 px"), "b@1")
         assert record.seconds is not None and record.seconds > 0 and (record.peak_memory_mb or 0) > 50
         assert len(record.weights_sha256) == (0 if record.method == "base" else 64)
     assert records[0].guidance == {"S": 5.0, "L": 1.2, "F": 4.0}["L" if "light" in name else BASES[name][0]]
@@ -301,10 +303,47 @@ def test_no_environment_is_a_skip_and_a_failure_is_none(place: Path, tmp_path: P
     assert outcome.skipped == "the interpreter of its environment, baseline.python: there is no /nowhere/python"
     with pytest.raises(UserError, match="unknown runner"):
         launch("dreambooth", python=None, **more)
-    told = r"status 1; .*got 2 of 6 images cannot be drawn, first images/nobody/p-0.png: the method finds no face in"
-    with pytest.raises(UserError, match=told):
-        drawn("photomaker_sdxl", place, tmp_path / "nobody", people=("nobody", "red"))
-    assert {record.identity for record in read_manifest(tmp_path / "nobody")} == {"red", "base"}
+
+
+def test_a_photo_without_a_face_is_left_out_and_told(place: Path, tmp_path: Path) -> None:
+    outcome = drawn("photomaker_sdxl", place, tmp_path, people=("nobody", "red"))
+    assert outcome.skipped is None
+    why = f"the method finds no face in {place / 'nobody.png'}"
+    assert outcome.left_out == tuple(f"images/nobody/p-{seed}.png: {why}" for seed in (0, 1))
+    assert {record.identity for record in read_manifest(tmp_path)} == {"red", "base"}
+
+
+SOMETIMES = """
+from PIL import Image
+
+class FluxGenerator:
+    def __init__(self, name, device, offload, aggressive_offload, args):
+        pass
+    def generate_image(self, *, seed, id_image, **more):
+        print("asked", flush=True)
+        if FAILS:
+            raise ValueError(f"no such WHY")
+        return Image.new("RGB", (32, 32)), "", []
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "why", "asked", "told"),
+    [
+        ("True", "height", 3, "got stopped: the first 3 images all fail: no such height"),
+        ("True", "height {seed}", 6, "got 6 of 6 images cannot be drawn, first images/red/p-0.png: no such height 0"),
+        ("id_image is not None and id_image[0, 0, 0] < 99", "x", 6, "got 2 of 6 images .*, first images/blue/p-0.png"),
+        ("id_image is None or id_image[0, 0, 0] < 99", "x", 6, "got 4 of 6 images .*, first images/blue/p-0.png: no"),
+    ],
+)
+def test_a_fault_that_is_no_images_own_stops_at_once(
+    place: Path, tmp_path: Path, fails: str, why: str, asked: int, told: str
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "app_flux.py").write_text(SOMETIMES.replace("FAILS", fails).replace("WHY", why))
+    with pytest.raises(UserError, match=f"status 1; .*{told}"):
+        drawn("pulid", place, tmp_path / "out", code=str(tmp_path / "code"))
+    assert (tmp_path / "out" / "runner.log").read_text().splitlines().count("asked") == asked
 
 
 def test_nothing_beside_this_package_is_seen_from_the_other_environment(place: Path, tmp_path: Path) -> None:

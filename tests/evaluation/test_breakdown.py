@@ -153,7 +153,49 @@ def test_tables_and_json_are_of_the_same_numbers_also_for_old_tables(world: Worl
     assert f"{100 * entry['r_face_sim']['mean']:.1f} [" in text and "strangers" in text
     assert "LoRA r1 625 minus LoRA+aug r1 625" in text and "LoRA r1 375 minus" not in text  # the rest is in the file
     assert len([t for t in summary["paired_tests"] if t["measure"] == "r_face_sim"]) == 15
-    write_scores(world.images / "old.parquet", frame.drop(columns=["kind", "seed_diversity"]))
+    write_scores(world.images / "old.parquet", frame.drop(columns=["kind", "seed_diversity", "copy_paste"]))
     old = as_json(read_scores([world.images / "old.parquet"]))
     for before, after in zip(summary["standings"], old["standings"], strict=True):
         assert after["r_face_sim"] == before["r_face_sim"] and after["clip_t_stylized"] is None
+        assert after["copy_paste"] is None
+
+
+def test_the_copy_paste_score_is_told_with_its_interval_and_compared(world: World) -> None:
+    frame = scored(world)
+    summary = as_json(frame)
+    key = {"method": "lora", "rank": 1, "iterations": 625}
+    (entry,) = [s for s in summary["standings"] if s | key == s and s["class"] == "both"]
+    rows = frame[(frame["method"] == "lora") & (frame["iterations"] == 625)]
+    by_person = rows.groupby("identity")["copy_paste"].mean().dropna()
+    assert len(by_person) == 4 and entry["copy_paste"]["mean"] == pytest.approx(by_person.mean(), abs=1e-5)
+    assert entry["copy_paste"]["low"] < entry["copy_paste"]["mean"] < entry["copy_paste"]["high"]
+    table, *_, paired = tables_of(summary)
+    place = table.header.index("copy-paste")
+    (row,) = [row for row in table.rows if row[0] == "LoRA r1 625" and row[1].startswith("both")]
+    low, mean, high = (100 * entry["copy_paste"][name] for name in ("low", "mean", "high"))
+    assert row[place] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    others = {s["method"]: s["copy_paste"]["mean"] for s in summary["standings"] if s["class"] == "both" if s["rank"]}
+    (test,) = [row for row in paired.rows if row[:2] == ("LoRA r1 625 minus LoRA+aug r1 625", "copy_paste")]
+    assert test[2].startswith(f"{100 * (others['lora'] - others['lora_aug']):+.1f} [") and test[4] == "4"
+
+
+def test_every_base_has_a_row_and_its_name_where_there_are_several(world: World) -> None:
+    assert all("base" not in standing for standing in as_json(scored(world))["standings"])
+    bases = [record for record in world.records if record.method == "base"]
+    for record in bases:
+        file = Path("flux") / record.file
+        paint(world.images / file, (9, 200, 90))
+        world = dataclasses.replace(
+            world, records=(*world.records, dataclasses.replace(record, file=str(file), base_model="flux@2"))
+        )
+    write_manifest(world.images / "manifest.jsonl", world.records)
+    summary = as_json(scored(world))
+    (own, other) = [s for s in summary["standings"] if s["method"] == "base" and s["class"] == "both"]
+    assert own["base"] == "fake@1, 3 steps, guidance 3.5" and other["base"] == "flux@2, 3 steps, guidance 3.5"
+    assert own["images"] == other["images"] == 10 and own["clip_t"] != other["clip_t"]
+    names = [row[0] for row in tables_of(summary)[0].rows]
+    assert (
+        names.count("untouched base, flux@2, 3 steps, guidance 3.5")
+        == names.count("untouched base, fake@1, 3 steps, guidance 3.5")
+        == 4
+    )

@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
-from fake_world import World, make_world
+from fake_world import World, make_world, paint
 
 from metalora.core.errors import UserError
 from metalora.core.manifest import to_line, write_manifest
@@ -56,6 +57,7 @@ def test_a_photo_and_a_version_that_fit_are_accepted(world: World) -> None:
         ({"prompt": "a photo of a woman"}, r"other words than the benchmark's; .*got 'a photo of a woman'"),
         ({"reference_sha256": "0" * 64}, r"another photo than the benchmark's reference; .*key: benchmark\.root"),
         ({"method": "base", "class_noun": "", "identity": "base"}, "is of no class; expected class_noun"),
+        ({"identity": "anne"}, "of somebody who is not in the benchmark; .*such as ann; got anne; key: benchmark"),
     ],
 )
 def test_a_line_of_something_else_is_refused(world: World, change: dict, told: str) -> None:
@@ -99,6 +101,53 @@ def test_a_person_left_out_altogether_is_missing(world: World) -> None:
     found = coverage([r for r in world.records if r.identity != "dan"], wanted=wanted, base=base)
     assert sum(map(len, found.missing.values())) == 3 * 2 * 2  # methods, iterations, prompts
     assert all("dan" in line for line in found.lines())
+
+
+def bases_in_two_folders(world: World, folder: Path) -> tuple[list[Path], list]:
+    """The world's images, and a second folder with nothing but a copy of its bases."""
+    bases = [record for record in world.records if record.method == "base"]
+    for record in bases:
+        (folder / record.file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(world.images / record.file, folder / record.file)
+    write_manifest(folder / "manifest.jsonl", bases)
+    return [world.images, folder], bases
+
+
+def test_the_same_base_in_two_folders_is_one(world: World, tmp_path: Path) -> None:
+    folders, bases = bases_in_two_folders(world, tmp_path / "other")
+    wanted, base = cells(world)
+    records = every_line(folders)
+    assert records == list(world.records)
+    assert coverage(records, wanted=wanted, base=base).whole
+    moved = dataclasses.replace(bases[0], steps=4)  # another base, whatever it looks like
+    write_manifest(tmp_path / "other" / "manifest.jsonl", [moved])
+    assert len(every_line(folders)) == len(world.records) + 1
+
+
+def test_two_different_bases_of_one_name_are_refused_with_their_files(world: World, tmp_path: Path) -> None:
+    folders, bases = bases_in_two_folders(world, tmp_path / "other")
+    files = [folder / bases[3].file for folder in folders]
+    paint(files[1], (9, 99, 9))
+    with pytest.raises(UserError, match="two different images of the untouched base") as caught:
+        every_line(folders)
+    assert caught.value.got == f"{files[0]} and {files[1]}" and "fake@1, 3 steps, guidance 3.5" in caught.value.expected
+    wanted, base = cells(world)
+    found = coverage(every_line(folders, bases_may_differ=True), wanted=wanted, base=base)
+    assert [sum(map(len, faults.values())) for faults in (found.missing, found.doubled)] == [0, 1]
+
+
+def test_a_method_that_is_there_twice_stays_doubled(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.images, tmp_path / "other")
+    wanted, base = cells(world)
+    found = coverage(every_line([world.images, tmp_path / "other"]), wanted=wanted, base=base)
+    assert {name.split()[0] for name, doubled in found.doubled.items() if doubled} == {"lora", "lora_aug", "meta_lora"}
+
+
+def test_a_file_outside_its_folder_is_refused(world: World) -> None:
+    record = dataclasses.replace(world.records[0], file="../x.png")
+    write_manifest(world.images / "manifest.jsonl", [record])
+    with pytest.raises(UserError, match=r"outside its folder; expected files in it; got \.\./x\.png; key: images"):
+        every_line([world.images])
 
 
 def test_one_file_for_two_images_is_refused(world: World, tmp_path: Path) -> None:

@@ -347,6 +347,122 @@ def test_of_several_images_of_a_cell_the_last_counts(scored, world):
 def test_a_setting_that_came_later_changes_no_fingerprint_while_it_is_null(tmp_path):
     before = {"detector": {"threshold": 0.9}, "clip": {"model": "x"}, "embedder": {"path": None}}
     after = before | {"second_embedder": None, "clip": {"model": "x", "sha256": None}}
+    after |= {"embedder": before["embedder"] | {"sha256": None}}
     assert scorer_fingerprint(after) == scorer_fingerprint(before)
     assert scorer_fingerprint(after | {"second_embedder": {"path": "y"}}) != scorer_fingerprint(before)
     assert scorer_fingerprint(before | {"embedder": {}}) != scorer_fingerprint(before)
+
+
+def with_other_bases(world, folder):
+    """A second folder: a method on a base of its own, drawn in two ways; the second of them is the first's likeness."""
+    eve = by_name(world, "eve")
+    records = []
+    for model, steps, colour in (("flux@2", 3, (10, 200, 30)), ("flux@2", 9, (200, 10, 30))):
+        for name, identity, shade in (("base", "base", 0), ("pulid", "eve", 40)):
+            if (name, steps) == ("pulid", 9):
+                continue
+            file = f"{name}-{steps}.png"
+            paint(folder / file, (colour[0], colour[1], colour[2] + shade))
+            source = next(r for r in world.records if r.method == "base" and r.prompt_id == "style-1")
+            more = {"file": file, "method": name, "identity": identity, "class_noun": eve.class_noun}
+            records.append(dataclasses.replace(source, base_model=model, steps=steps, **more))
+    write_manifest(folder / "manifest.jsonl", records)
+    return records
+
+
+def test_every_base_model_has_a_cell_of_its_own(scored, world, tmp_path):
+    with_other_bases(world, tmp_path / "rival")
+    alone, both = scored(), scored(manifests=[world.images, tmp_path / "rival"])
+    keys = [key for key in curves.cell_keys(both) if key.method == "base"]
+    assert keys == [
+        CellKey("base", 0, 0),
+        CellKey("base", 0, 0, "flux@2, 3 steps, guidance 3.5"),
+        CellKey("base", 0, 0, "flux@2, 9 steps, guidance 3.5"),
+    ]
+    cells = [curves.cell(both, key, class_noun="woman") for key in keys]
+    assert cells[0] == curves.cell(alone, keys[0], class_noun="woman")
+    assert [cell.images for cell in cells] == [5, 1, 1]
+    for cell, file in zip(cells[1:], ("base-3.png", "base-9.png"), strict=True):
+        row = both[both["file"] == str(tmp_path / "rival" / file)]
+        assert cell.scores["clip_t"].mean == pytest.approx(row["clip_t"].mean())
+    pulid = both[both["method"] == "pulid"]
+    twin = vector(tmp_path / "rival" / "base-3.png")  # not the one of 9 steps
+    assert pulid["clip_i"].item() == pytest.approx(cosine(vector(tmp_path / "rival" / "pulid-3.png"), twin), abs=1e-6)
+    assert curves.own_base(both) == "fake@1, 3 steps, guidance 3.5"
+    assert curves.own_base(both[both["method"].isin(["base", "pulid"])]) == "flux@2, 3 steps, guidance 3.5"
+    kept = curves.on_own_base(both)
+    assert set(kept[kept["method"] == "base"]["base_model"]) == {"fake@1"} and (kept["method"] == "pulid").sum() == 1
+
+
+def test_tables_of_several_bases_are_joined_without_mixing_them(scored, world, tmp_path):
+    with_other_bases(world, tmp_path / "rival")
+    write_scores(world.images / "scores.parquet", scored())
+    write_scores(tmp_path / "rival" / "scores.parquet", scored(manifests=[tmp_path / "rival"]))
+    paths = [folder / "scores.parquet" for folder in (world.images, tmp_path / "rival")]
+    for order in (paths, paths[::-1], [*paths, *paths]):
+        joined = read_scores(order)
+        bases = joined[joined["method"] == "base"]
+        assert bases[bases["class_noun"] == "woman"].groupby(["base_model", "steps"])["file"].nunique().to_dict() == {
+            ("fake@1", 3): 5,
+            ("flux@2", 3): 1,
+            ("flux@2", 9): 1,
+        }
+        assert curves.cell(joined, CellKey("base", 0, 0), class_noun="woman").images == 5
+
+
+def test_tables_without_a_bases_columns_are_read(scored, world):
+    frame = scored()
+    write_scores(world.images / "older.parquet", frame.drop(columns=["base_model", "steps", "guidance"]))
+    older = read_scores([world.images / "older.parquet"])
+    assert len(older) == len(frame) and curves.cells(older) == curves.cells(frame)
+    assert curves.own_base(older) == "" and len(curves.on_own_base(older)) == len(older)
+    assert [key.base for key in curves.cell_keys(older)] == [""] * 7
+
+
+def test_of_twins_of_one_name_the_own_folders_counts(scored, world, tmp_path):
+    """Two programs' bases may have one name: an image is compared with the base that lies beside it."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    base = next(r for r in world.records if (r.method, r.prompt_id, r.class_noun) == ("base", "style-1", "woman"))
+    for folder, colour in zip(folders, ((10, 200, 30), (200, 10, 30)), strict=True):
+        mine = dataclasses.replace(base, file="mine.png", method=folder.name, identity="eve")
+        paint(folder / "base.png", colour)
+        paint(folder / "mine.png", (120, 130, 140))
+        write_manifest(folder / "manifest.jsonl", [mine, dataclasses.replace(base, file="base.png")])
+    frame = scored(manifests=folders)
+    for folder in folders:
+        found = frame[frame["method"] == folder.name]["clip_i"].item()
+        assert found == pytest.approx(cosine(vector(folder / "mine.png"), vector(folder / "base.png")), abs=1e-6)
+    lines = (folders[1] / "manifest.jsonl").read_text().splitlines()
+    (folders[1] / "manifest.jsonl").write_text(lines[0])  # without a base of its own the other folder's counts
+    frame = scored(manifests=folders)
+    found = frame[frame["method"] == "two"]["clip_i"].item()
+    assert found == pytest.approx(cosine(vector(folders[1] / "mine.png"), vector(folders[0] / "base.png")), abs=1e-6)
+
+
+def test_seeds_are_compared_within_one_base(scored, world, tmp_path):
+    base = next(r for r in world.records if (r.method, r.prompt_id, r.class_noun) == ("base", "style-1", "woman"))
+    records = []
+    for model, colours in (("one", ((10, 200, 30), (11, 200, 30))), ("two", ((200, 10, 30), (200, 11, 30)))):
+        for seed, colour in enumerate(colours):
+            file = paint(tmp_path / "bases" / f"{model}-{seed}.png", colour).name
+            records.append(dataclasses.replace(base, file=file, base_model=model, seed=seed))
+    write_manifest(tmp_path / "bases" / "manifest.jsonl", records)
+    frame = scored(manifests=[tmp_path / "bases"])
+    assert (frame[frame["method"] == "base"]["seed_diversity"] < 1e-3).all()
+
+
+def test_a_test_photo_that_is_the_reference_is_refused(scored, world, tmp_path):
+    ann = by_name(world, "ann")
+    again = tmp_path / "benchmark" / "ann" / "9.tiff"  # the same pixels in another file
+    with Image.open(ann.reference) as photo:
+        photo.save(again)
+    subjects = [dataclasses.replace(s, test_photos=(*s.test_photos, again)) if s is ann else s for s in world.subjects]
+    with pytest.raises(UserError, match="a test photo of ann is the reference photo once more") as caught:
+        scored(subjects=subjects)
+    assert caught.value.got == f"{ann.reference} and {again}" and caught.value.key == "benchmark.root"
+
+
+def test_a_benchmark_photo_that_cannot_be_read_names_the_benchmarks_key(scored, world):
+    by_name(world, "ann").test_photos[0].write_bytes(b"no photo")
+    with pytest.raises(UserError, match=r"is not an image; .*key: benchmark\.root"):
+        scored()

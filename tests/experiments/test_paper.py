@@ -1,6 +1,9 @@
 """The paper's tables and figures from made-up scores: what is written, and that a claim follows the numbers."""
 
+import io
 import re
+import subprocess
+from contextlib import redirect_stderr
 
 import numpy as np
 import pandas as pd
@@ -11,16 +14,20 @@ from experiments.fig4 import plot as fig4
 from experiments.fig6 import plot as fig6
 from experiments.fig7 import plot as fig7
 from experiments.r1_selection import plot as r1_selection
-from experiments.shown import Claim, places, present, study_of
+from experiments.r1_selection import run as r1_run
+from experiments.shown import Claim, places, present, study_of, told, verdict
 from experiments.table1 import plot as table1
 from experiments.table2 import plot as table2
 from experiments.table3 import plot as table3
 from experiments.table4 import plot as table4
+from metalora.core import metrics
 from metalora.core.errors import UserError
 from metalora.evaluation.drop import drop_of_people
 from metalora.evaluation.frontier import frontier_gap
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.study import Study
+from metalora.reporting.tables import NONE
+from metalora.tasks.progress import Board
 from tests.reporting.made_up import make_scores
 
 
@@ -105,6 +112,27 @@ def test_table_3_claims_what_the_scores_say(grid, tmp_path):
     assert table3.make(honest, tmp_path).claims[0].holds is False
 
 
+def test_published_methods_stand_once_beside_the_papers_numbers(grid, tmp_path):
+    scores, rival = grid.scores, grid.scores[grid.scores["method"] == "ip_adapter"]
+    names = ("pulid", "instantid_sdxl", "instantid_lightning", "photomaker_sdxl", "photomaker_lightning")
+    everybody = pd.concat([scores, *(rival.assign(method=name) for name in names)], ignore_index=True)
+    for plot in (table3, table4):
+        table = plot.make(Study(everybody, world="", seconds={}, facts={}), tmp_path).tables[0]
+        for row in table.rows:
+            assert [other[0] for other in table.rows].count(row[0]) == 1
+            if "SD-XL" in row[0] or "FLUX" in row[0]:
+                assert row[2] != NONE and row[-1] != NONE  # ours, and the paper's
+
+
+def test_a_few_people_decide_nothing_that_random_signs_would_not():
+    alike = np.array([0.01, 0.02, 0.015, 0.012])
+    few, many = (metrics.paired_bootstrap(np.tile(alike, n), np.zeros(4 * n)) for n in (1, 2))
+    assert few.low > 0 and few.p == 2 / 2**4 and verdict(few) is None
+    assert many.low > 0 and many.p == 2 / 2**8 and verdict(many) is True
+    assert told(many) == "+1.4 points (+1.2 to +1.7; p = 0.008)"
+    assert verdict(metrics.paired_bootstrap(-np.tile(alike, 2), np.zeros(8))) is False
+
+
 def test_table_4_finds_the_strongest_of_the_others(grid, tmp_path):
     face, _ = table4.make(grid, tmp_path).claims
     assert face.holds is False and "IP-Adapter-like" in face.evidence
@@ -124,6 +152,8 @@ def test_a_judge_takes_the_highest_shares_ties_and_never_a_missing_face():
 def test_table_1_shifts_towards_the_copier(grid, tmp_path):
     shown = table1.make(grid, tmp_path)
     assert "JUDGED BY A MACHINE" in shown.tables[0].title
+    best = shown.claims[0]
+    assert best.holds is not True and "IP-Adapter-like" in best.evidence
     assert all("no people have been asked" in claim.evidence for claim in shown.claims)
 
 
@@ -137,7 +167,7 @@ def test_table_2_counts_sets(tmp_path):
 
 
 def test_grids_show_people_by_name_and_say_what_is_missing(tmp_path, grid, monkeypatch):
-    monkeypatch.setattr(fig4, "SETS", tmp_path / "nowhere")
+    monkeypatch.setenv("METALORA_OUTPUTS", str(tmp_path / "nowhere"))
     shown = fig4.make(grid, tmp_path)
     assert shown.claims[0].holds is None and "make sets" in shown.claims[0].evidence
     pictures = fig7.make(grid, tmp_path).pictures
@@ -160,6 +190,30 @@ def test_r1_is_chosen_within_the_budget(tmp_path):
         r1_selection.studies_in(tmp_path)
 
 
+def test_every_prior_that_stage_1_names_gets_its_stage_2(monkeypatch):
+    ran = []
+
+    def command(words, **_):
+        ran.append(words[3:])
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        told = io.StringIO()
+        with Board(stream=told) as board, redirect_stderr(told):
+            if words[3] == "meta-train":
+                board.say(f"prior: out/r{given['meta_rank']}/prior.safetensors")
+        failed = given.get("meta_rank") == "64" and words[3] == "reproduce"
+        return subprocess.CompletedProcess(words, int(failed), "", told.getvalue() + "metalora: no room\n" * failed)
+
+    monkeypatch.setattr(subprocess, "run", command)
+    r1_run.main(["ranks=16,32", "steps=200,400", "jobs=1", "people.count=4"])
+    second = [words for words in ran if words[0] == "reproduce"]
+    assert [[word for word in words if "priors" in word] for words in second] == [
+        [f"priors.woman=out/r{rank}/prior-{steps:06d}.safetensors"] for steps in (400, 200) for rank in (16, 32)
+    ]
+    assert all({"people.count=4", "experiment=mini/r1_selection"} <= set(words) for words in ran)
+    with pytest.raises(SystemExit, match="Stage 2 from r1 64 after 200: metalora: no room"):
+        r1_run.main(["ranks=64", "steps=200"])
+
+
 def test_words_folders_and_files(tmp_path, grid, capsys):
     assert places("fig3", ["a", "b", "out=c"])[1].name == "c"
     with pytest.raises(UserError, match="unknown option"):
@@ -167,7 +221,7 @@ def test_words_folders_and_files(tmp_path, grid, capsys):
     with pytest.raises(UserError, match="no scores to show"):
         study_of([tmp_path])
     present("fig6", fig6.make(grid, tmp_path), out=tmp_path)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     written = (tmp_path / "fig6.md").read_text()
-    assert len(re.findall(r"The paper: .*here: ", told)) == len(re.findall("The paper: ", written)) == 2
+    assert len(re.findall(r"The paper: .*here: ", printed)) == len(re.findall("The paper: ", written)) == 4
     assert Claim("x", None, "y").line() == "The paper: x. NOT DECIDED here: y."

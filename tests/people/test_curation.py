@@ -1,5 +1,6 @@
 """The rules of section 4.1, each broken once, in a benchmark whose pictures say themselves what is on them."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def picture(path: Path, *, faces: int = 1, yaw: int = 0, eyes: int = 3) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((40, 40, 3), 128, np.uint8)
     pixels[0, 0] = (faces, yaw + 100, eyes)
+    pixels[1, 1:3] = np.frombuffer(hashlib.sha256(str(path).encode()).digest()[:6], np.uint8).reshape(2, 3)  # its own
     Image.fromarray(pixels).save(path)
 
 
@@ -120,3 +122,40 @@ def test_people_who_cannot_be_used_are_listed_together(root: Path) -> None:
     assert len(told) == 3 and "nothing to measure R-FaceSim with" in told[0]
     assert "dan has no photos" in told[1] and "eve has no class noun" in told[2]
     assert {s.identity for s in benchmark.subjects if s.part == "unsplash"} == {"ann", "ben"}
+
+
+def again(photo: Path, to: Path) -> None:
+    """The same pixels in another file."""
+    Image.open(photo).save(to)
+
+
+def test_a_photo_that_is_there_twice_is_told(root: Path) -> None:
+    again(root / "unsplash/ann/0.png", root / "unsplash/ann/9.bmp")  # the reference
+    again(root / "unsplash/ann/2.png", root / "unsplash/ben/2.png")
+    again(root / "unsplash/ben/3.png", root / "unsplash/ben/7.tiff")
+    again(root / "unsplash/ben/0.png", root / "ffhq/woman/8.png")
+    reference, once = "the reference is no test photo", "every photo once"
+    assert violations(root) == [
+        (reference, "unsplash/ann/9.bmp", f"the same picture as the reference {root / 'unsplash/ann/0.png'}"),
+        (once, "unsplash/ben/2.png", f"the same picture as ann's {root / 'unsplash/ann/2.png'}"),
+        (once, "unsplash/ben/7.tiff", f"the same picture as {root / 'unsplash/ben/3.png'}"),
+        (once, "ffhq/woman/8.png", f"the same picture as ben's {root / 'unsplash/ben/0.png'}"),
+    ]
+
+
+def test_the_reference_again_is_told_though_it_is_somebody_elses_too(root: Path) -> None:
+    for name in ("ben/0.png", "ben/5.png"):
+        again(root / "unsplash/ann/0.png", root / "unsplash" / name)
+    told = [(rule, path) for rule, path, _ in violations(root)]
+    assert ("the reference is no test photo", "unsplash/ben/5.png") in told
+    assert ("every photo once", "unsplash/ben/0.png") in told
+
+
+def test_people_of_one_name_are_told_with_their_files(root: Path) -> None:
+    picture(root / "ffhq/man/0.bmp", yaw=3)
+    with pytest.raises(UserError, match=r"two people in .* have the same name") as caught:
+        load_benchmark(root)
+    assert caught.value.got == f"{root / 'ffhq/man/0.bmp'} and {root / 'ffhq/man/0.png'}"
+    problems: list[UserError] = []
+    assert len(load_benchmark(root, problems=problems).subjects) == 4
+    assert [str(problem) for problem in problems] == [str(caught.value)]

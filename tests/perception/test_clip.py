@@ -166,6 +166,21 @@ def test_weights_are_held_against_their_sha256(folder: Path, tmp_path: Path, mon
             assert clip._published("ViT-B-32", "openai")["pretrained"] == str(link)
 
 
+def test_a_download_that_nothing_can_be_held_against_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the cache has no links, a file lies under its own name, and what the hub stated is not kept."""
+    import huggingface_hub
+
+    path = folder / clip.WEIGHTS_FILE
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
+    clip._published("ViT-B-32", "openai")
+    assert f"{path} is not checked" in caplog.text and "scorer.clip.sha256" in caplog.text
+    caplog.clear()
+    clip._published("ViT-B-32", "openai", "a" * 64)  # the caller checks it
+    assert not caplog.text
+
+
 def test_the_published_preprocessing_and_activation_in_numbers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Faces are found and embedded, whatever the size of the picture and whoever stands beside it in a batch."""
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -199,6 +200,11 @@ def test_facenet_gets_the_librarys_own_crop(portrait: Image.Image, tmp_path: Pat
         theirs = model(MTCNN()(portrait)[None])  # image_size 160, margin 0, fixed standardization
     assert ours.shape == (1, 512)
     assert torch.allclose(ours, theirs, atol=1e-5)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    again = FacenetEmbedder(path, sha256=digest).embed([np.asarray(portrait)], [found[0].box])
+    assert torch.equal(again, ours)
+    with pytest.raises(UserError, match=rf"expected sha256 {'0' * 64}; got {digest}; key: scorer\.embedder\.path"):
+        FacenetEmbedder(path, sha256="0" * 64)
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="do not fit; expected the weights of InceptionResnetV1"):
         FacenetEmbedder(path)

@@ -1,9 +1,12 @@
 """The composed configuration as tasks see it: what is missing or of the wrong kind is one line with its key."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from metalora.core.errors import UserError
 from metalora.tasks.setting import Setting
@@ -37,3 +40,22 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_is_loaded(monkeypatch:
     setting = Setting({"trainer": {"device": "cuda"}, "backbone": {"_target_": "never.Reached"}})
     with pytest.raises(UserError, match=r"no GPU.*key: trainer\.device"):
         _ = setting.backbone
+
+
+def test_a_bad_second_embedder_names_its_own_keys(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    node = {"_target_": "metalora.perception.faces.FacenetEmbedder", "path": str(path)}
+    for more, told in (
+        ({"path": str(tmp_path / "no.safetensors")}, "cannot read the weights"),
+        ({"sha256": "1" * 64}, f"another file; expected sha256 {'1' * 64}; got {digest}"),
+        ({"sha256": digest}, "do not fit"),
+    ):
+        setting = Setting({"scorer": {"second_embedder": node | more, "embedder": node | more}})
+        with pytest.raises(UserError, match=told) as caught:
+            _ = setting.second_embedder
+        assert caught.value.key == "scorer.second_embedder.path"
+        with pytest.raises(UserError, match=told) as caught:
+            _ = setting.embedder
+        assert caught.value.key == "scorer.embedder.path"

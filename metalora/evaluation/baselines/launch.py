@@ -12,7 +12,7 @@ from typing import Any
 import metalora
 from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
-from metalora.evaluation.baselines.process import SKIPPED
+from metalora.evaluation.baselines.process import INCOMPLETE, SKIPPED
 
 RUNNERS = ("pulid", "instantid", "photomaker")
 LOG, ERRORS = "runner.log", "runner-errors.log"
@@ -24,6 +24,8 @@ class Outcome:
 
     images: Path
     skipped: str | None
+    left_out: tuple[str, ...] = ()
+    """FILE: WHY of every image that the method cannot draw."""
 
 
 def launch(
@@ -68,10 +70,13 @@ def launch(
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         assert process.stdout is not None
         last = ""
+        left_out: list[str] = []
         try:
             for line in process.stdout:
                 log.write(line)
                 last = line.strip() or last
+                if line.startswith("left out: "):
+                    left_out.append(line.strip().removeprefix("left out: "))
                 words = line.split()
                 if len(words) == 3 and words[0] == "progress" and words[1].isdigit() and words[2].isdigit():
                     progress(int(words[1]), int(words[2]))
@@ -82,14 +87,14 @@ def launch(
             raise
     if status == SKIPPED:
         return Outcome(out, last.removeprefix("skipped: "))
-    if status:
+    if status and not (status == INCOMPLETE and left_out):
         raise UserError(
             f"the runner {runner} ended with status {status}",
             expected=f"status 0; {out / ERRORS} says more",
             got=_last_line(out / ERRORS),
             key="baseline",
         )
-    return Outcome(out, None)
+    return Outcome(out, None, tuple(left_out))
 
 
 def _last_line(log: Path) -> str:

@@ -2,8 +2,9 @@
 
 `PYTHON -m metalora.evaluation.baselines.RUNNER REQUEST.json`, where the request names the jobs (JSONL), the folder for
 images/ and manifest.jsonl, and the settings. A line `progress DONE TOTAL` on standard output follows every image. Exit
-status 0: all images are there; `SKIPPED`: code or weights are missing, and the last line `skipped: WHY` says which.
-What is there already, with its line, is not drawn again.
+status 0: all images are there; `SKIPPED`: code or weights are missing, and the last line `skipped: WHY` says which;
+`INCOMPLETE`: some cannot be drawn, each told on a line `left out: FILE: WHY`, and all others are there. What is there
+already, with its line, is not drawn again.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ from typing import Any
 
 SKIPPED = 75
 """Exit status: not a failure, it cannot be run here (EX_TEMPFAIL)."""
+INCOMPLETE = 65
+"""Exit status: the method finds no face in some photos; all other images are drawn (EX_DATAERR)."""
+_IN_A_ROW = 3
+"""Of so many images at the start, all of which fail in the same way, the fault is not an image's."""
 
 
 class Missing(Exception):  # noqa: N818  (a reason, not a fault)
     """Code or weights that the method needs are not there."""
+
+
+class NoFace(Exception):  # noqa: N818  (a property of a photo)
+    """The method finds no face in the photo of a job."""
 
 
 def needed(path: Any, what: str) -> Path:
@@ -56,7 +65,7 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
 
     Args:
         build: settings to a function from a job to a PIL image and what belongs into its line beside the job; it raises
-            ValueError for a job that the method cannot draw, such as one whose photo it finds no face in.
+            NoFace for a job whose photo shows the method no face, ValueError for one it cannot draw for another reason.
     """
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     jobs = [json.loads(line) for line in Path(request["jobs"]).read_text(encoding="utf-8").splitlines() if line]
@@ -72,7 +81,8 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
     except (ImportError, Missing) as error:
         print(f"skipped: {' '.join(str(error).split())}", flush=True)
         return SKIPPED
-    failed: list[str] = []
+    failed: list[tuple[str, str]] = []
+    faceless = drawn = 0
     out.mkdir(parents=True, exist_ok=True)
     manifest.write_text("".join(json.dumps(line) + "\n" for line in there.values()), encoding="utf-8")
     with manifest.open("a", encoding="utf-8") as lines:
@@ -81,9 +91,17 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
             started = time.perf_counter()
             try:
                 image, facts = draw(job)
-            except ValueError as error:
-                failed.append(f"{job['file']}: {error}")
+            except NoFace as error:
+                faceless += 1
+                print(f"left out: {job['file']}: {' '.join(str(error).split())}", flush=True)
                 continue
+            except ValueError as error:
+                failed.append((job["file"], " ".join(str(error).split())))
+                if not drawn and len(failed) == _IN_A_ROW and len({why for _, why in failed}) == 1:
+                    print(f"stopped: the first {_IN_A_ROW} images all fail: {failed[0][1]}", file=sys.stderr)
+                    return 1
+                continue
+            drawn += 1
             seconds = round(time.perf_counter() - started, 3)
             _save(image, out / job["file"])
             cost = {"seconds": seconds, "peak_memory_mb": _peak_mb(), "size": [image.height, image.width]}
@@ -93,11 +111,12 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
             lines.flush()
             os.fsync(lines.fileno())
             print("progress", done, len(jobs), flush=True)
-    for line in failed:
-        print(line, file=sys.stderr)
+    for file, why in failed:
+        print(f"{file}: {why}", file=sys.stderr)
     if failed:
-        print(f"{len(failed)} of {len(jobs)} images cannot be drawn, first {failed[0]}", file=sys.stderr)
-    return 1 if failed else 0
+        print(f"{len(failed)} of {len(jobs)} images cannot be drawn, first {': '.join(failed[0])}", file=sys.stderr)
+        return 1
+    return INCOMPLETE if faceless else 0
 
 
 def _lines(manifest: Path, out: Path) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metalora.evaluation.baselines import sdxl
-from metalora.evaluation.baselines.process import Missing, digest, needed, run
+from metalora.evaluation.baselines.process import Missing, NoFace, digest, needed, run
 
 
 def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
@@ -39,7 +39,7 @@ def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dic
             made = generated(job)
         except RuntimeError as error:
             if "align face fail" in str(error):  # its way of saying that the photo shows no face
-                raise ValueError(f"the method finds no face in {job['reference']}") from None
+                raise NoFace(f"the method finds no face in {job['reference']}") from None
             raise
         return sdxl.finished(made, settings), facts if job["reference"] else {**facts, "weights_sha256": ""}
 

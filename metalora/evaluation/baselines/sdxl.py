@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metalora.evaluation.baselines.process import Missing, needed
+from metalora.evaluation.baselines.process import Missing, NoFace, needed
 
 
 def load(kind: Any, settings: dict[str, Any], **parts: Any) -> Any:
@@ -95,8 +95,12 @@ def finished(image: Any, settings: dict[str, Any]) -> Any:
 
 def facts(settings: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
     """What belongs into a line beside the job."""
+    model = "SDXL-Lightning" if settings["lightning"] else "SDXL"
     return {
-        "base_model": "SDXL-Lightning" if settings["lightning"] else "SDXL",
+        # another size is another image from the same noise, and so another base, whatever is scored in the end
+        "base_model": model
+        if settings["generate"] == settings["resize_to"]
+        else f"{model} at {settings['generate']} px",
         "steps": settings["steps"],
         "guidance": settings["guidance"],
         "weights_sha256": weights_sha256,
@@ -122,10 +126,10 @@ def largest(faces: list[Any], path: str) -> Any:
     """Of the faces that insightface found, the one with the largest box.
 
     Raises:
-        ValueError: there is none.
+        NoFace: there is none.
     """
     if not faces:
-        raise ValueError(f"the method finds no face in {path}")
+        raise NoFace(f"the method finds no face in {path}")
     return max(faces, key=lambda face: (face["bbox"][2] - face["bbox"][0]) * (face["bbox"][3] - face["bbox"][1]))
 
 

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from metalora.core.errors import UserError
-from metalora.core.metrics import resample_weights
+from metalora.core.metrics import reach, resample_weights
 from metalora.reporting.user_study.design import CATEGORIES, PARTS
 from metalora.reporting.user_study.significance import holm, sign_flip_p
 from metalora.reporting.user_study.store import Store
@@ -201,7 +201,7 @@ def _interval(values_P: np.ndarray, resampled_S: np.ndarray) -> tuple[float, flo
     influence_P = (values_P - mean) / (count - 1)  # of the jackknife
     spread = float((influence_P**2).sum()) ** 1.5
     skew = float((influence_P**3).sum()) / (6 * spread) if spread > 0 else 0.0
-    ends = (shift + sign * _reach(count) for sign in (-1, 1))
+    ends = (shift + sign * reach(count) for sign in (-1, 1))
     return _ends(resampled_S, *(shift + end / (1 - skew * end) for end in ends))
 
 
@@ -209,19 +209,12 @@ def _interval_of_both(resampled_S: np.ndarray, participants: int) -> tuple[float
     """95% percentile interval, in percent."""
     if participants < 2:
         return float("nan"), float("nan")
-    return _ends(resampled_S, -_reach(participants), _reach(participants))
+    return _ends(resampled_S, -reach(participants), reach(participants))
 
 
 def _ends(resampled_S: np.ndarray, *normal: float) -> tuple[float, float]:
     low, high = np.quantile(resampled_S, [NormalDist().cdf(end) for end in normal])
     return 100 * float(low), 100 * float(high)
-
-
-def _reach(participants: int) -> float:
-    """How far 95% go on the normal scale: as a t interval's, for few participants (Hesterberg 2015)."""
-    freedom, z = participants - 1, NormalDist().inv_cdf(0.975)
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)  # Cornish and Fisher
-    return t * (participants / freedom) ** 0.5
 
 
 def _exact(columns: Mapping[str, Choices]) -> dict[str, list[list[Fraction]]]:

@@ -93,7 +93,7 @@ def draw_questions(design: Design, *, pool: Pool, subjects: Sequence[Subject]) -
             raise UserError(
                 f"there are no images of {method}",
                 expected="images of every model",
-                got=", ".join(pool.methods),
+                got="; ".join([", ".join(pool.methods), *(f"left out: {x}" for x in pool.left_out.get(method, ()))]),
                 key="images, models, pair",
             )
     used: set[tuple[str, str]] = set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metalora.core.atomic import write_bytes
-from metalora.reporting import look
+from metalora.reporting.look import label
 from metalora.reporting.study import paper_reference
 from metalora.reporting.tables import NONE, Table, as_text
 from metalora.reporting.user_study.analysis import Analysis, Answers, Comparison, Share
@@ -29,7 +29,6 @@ METHOD = (
     "two-sided sign-flip test of paired differences over participants, Holm-corrected within each table; the questions "
     "are fixed in it. *: the largest of its column."
 )
-_LABELS = {"instantid": "InstantID", "photomaker": "PhotoMaker", "pulid": "PuLID"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,6 @@ def write_results(
     ):
         write_bytes(path, text.encode())
     return Results("\n\n".join([*head, *(as_text(table) for table in tables), METHOD]), files)
-
-
-def label(method: str) -> str:
-    """The method's name as the paper writes it."""
-    return _LABELS.get(method) or look.label(method)
 
 
 def _head(answers: Answers, *, world: str) -> list[str]:

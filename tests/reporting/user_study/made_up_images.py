@@ -9,12 +9,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from metalora.core.contracts import GeneratedImage
 from metalora.core.manifest import write_manifest
-from metalora.people.benchmark import load_benchmark
+from metalora.evaluation.checked import Checked
+from metalora.people.benchmark import CLASS_NOUNS, load_benchmark
 from metalora.reporting.user_study.design import Design, Question, draw_questions
-from metalora.reporting.user_study.pool import find_folders, read_pool
+from metalora.reporting.user_study.pool import Pool, find_folders, read_pool
 from metalora.reporting.user_study.store import Store, write_study
 
-METHODS = ("instantid", "photomaker", "pulid", "lora_aug", "meta_lora")
+METHODS = ("instantid_lightning", "photomaker_lightning", "pulid", "lora_aug", "meta_lora")
+"""The paper's five, by the names their runners write."""
 PROMPTS = {
     "multi": frozenset({"frontal-01", "frontal-02"}),
     "single": frozenset({"frontal-01", "frontal-02"}),
@@ -93,7 +95,7 @@ def record(method: str, identity: str, noun: str, prompt_id: str, seed: int) -> 
         identity=identity,
         class_noun=noun,
         prompt_id=prompt_id,
-        prompt=f"a {noun} as {prompt_id} says",
+        prompt=words(prompt_id, noun),
         seed=seed,
         rank=1 if trained else 0,
         iterations=CHECKPOINTS.get(method, 0),
@@ -106,6 +108,24 @@ def record(method: str, identity: str, noun: str, prompt_id: str, seed: int) -> 
     )
 
 
+def words(prompt_id: str, noun: str) -> str:
+    """The made-up benchmark's prompts."""
+    return f"a {noun} as {prompt_id} says"
+
+
+def checked(benchmark: Path) -> Checked:
+    """What lines of manifests are held against."""
+    prompt_ids = sorted(frozenset().union(*PROMPTS.values()))
+    texts = {(prompt_id, noun): words(prompt_id, noun) for prompt_id in prompt_ids for noun in CLASS_NOUNS}
+    return Checked(load_benchmark(benchmark).subjects, texts, version=lambda: "made_up@0", file=Path("prompts.yaml"))
+
+
+def pool_of(folder: Path, *, rank: int = 1, checkpoints: dict[str, int] = CHECKPOINTS) -> Pool:
+    """The images in `folder`/images of the people in `folder`/benchmark."""
+    found = find_folders([folder / "images"])
+    return read_pool(found, rank=rank, checkpoints=checkpoints, checked=checked(folder / "benchmark"))
+
+
 def design(*, counts: dict[str, dict[str, int]] = PAPER, seed: int = 0, **changes: object) -> Design:
     """The paper's design over the made-up prompts."""
     values = {"models": METHODS, "pair": ("pulid", "meta_lora"), "counts": counts, "prompt_ids": PROMPTS, "seed": seed}
@@ -114,8 +134,7 @@ def design(*, counts: dict[str, dict[str, int]] = PAPER, seed: int = 0, **change
 
 def questions_of(folder: Path, *, of: Design | None = None) -> tuple[Question, ...]:
     """Questions drawn from the images in `folder`/images and the people in `folder`/benchmark."""
-    pool = read_pool(find_folders([folder / "images"]), rank=1, checkpoints=CHECKPOINTS)
-    return draw_questions(of or design(), pool=pool, subjects=load_benchmark(folder / "benchmark").subjects)
+    return draw_questions(of or design(), pool=pool_of(folder), subjects=load_benchmark(folder / "benchmark").subjects)
 
 
 def study(path: Path, folder: Path, *, counts: dict[str, dict[str, int]] = SMALL) -> Store:

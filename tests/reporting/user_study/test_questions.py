@@ -1,6 +1,7 @@
 """Which questions a study asks: the paper's counts, balanced, unseen photos where due; bad folders in one line."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -17,8 +18,10 @@ from made_up_images import (
     make_benchmark,
     make_images,
     paint,
+    pool_of,
     questions_of,
     record,
+    words,
 )
 from PIL import Image
 
@@ -28,7 +31,7 @@ from metalora.people.benchmark import load_benchmark
 from metalora.reporting.study import paper_reference
 from metalora.reporting.user_study import pictures
 from metalora.reporting.user_study.design import CATEGORIES
-from metalora.reporting.user_study.pool import find_folders, read_pool
+from metalora.reporting.user_study.pool import find_folders
 
 
 def test_the_papers_design_is_64_questions_half_from_each_part(made_up: Path) -> None:
@@ -101,10 +104,10 @@ def edit(folder: Path, change: object) -> None:
 
 def test_a_missing_method_is_named(tmp_path: Path, made_up: Path) -> None:
     folder = changed(tmp_path, made_up)
-    shutil.rmtree(folder / "images" / "photomaker")
-    with pytest.raises(UserError, match=r"no images of photomaker.*got instantid, pulid"):
+    shutil.rmtree(folder / "images" / "photomaker_lightning")
+    with pytest.raises(UserError, match=r"no images of photomaker_lightning.*got instantid_lightning, pulid"):
         questions_of(folder)
-    models = tuple(m for m in METHODS if m != "photomaker")  # best of four works
+    models = tuple(m for m in METHODS if m != "photomaker_lightning")  # best of four works
     assert len(questions_of(folder, of=design(models=models))) == 64
 
 
@@ -119,8 +122,48 @@ def test_missing_seeds_are_counted(tmp_path: Path, made_up: Path) -> None:
 def test_differing_prompts_are_refused(tmp_path: Path, made_up: Path) -> None:
     folder = changed(tmp_path, made_up)
     edit(folder / "images" / "pulid", lambda r: dataclasses.replace(r, prompt=r.prompt + ", smiling"))
-    with pytest.raises(UserError, match=r"two prompts go by the name frontal-01 for p00.*smiling"):
+    with pytest.raises(UserError, match=r"other words than the benchmark's.*got .*smiling"):
         questions_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"benchmark": "meta_phd@000000000000"}, r"drawn for another benchmark.*made_up@0.*got meta_phd@000000000000"),
+        ({"reference_sha256": "0" * 64}, r"another photo than the benchmark's reference.*sha256 0000"),
+        ({"class_noun": "robot"}, "of another class than the person"),
+    ],
+)
+def test_images_of_another_benchmark_are_refused(
+    tmp_path: Path, made_up: Path, said: dict[str, str], told: str
+) -> None:
+    folder = changed(tmp_path, made_up)
+    edit(folder / "images" / "pulid", lambda r: dataclasses.replace(r, **said))
+    with pytest.raises(UserError, match=told) as caught:
+        questions_of(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_prompt_is_asked_in_the_benchmarks_words(tmp_path: Path, made_up: Path) -> None:
+    folder = changed(tmp_path, made_up)
+    for method in METHODS:
+        edit(folder / "images" / method, lambda r: dataclasses.replace(r, prompt="", class_noun=""))
+    questions = questions_of(folder)
+    assert [q.prompt for q in questions] == [words(q.prompt_id, q.class_noun) for q in questions_of(made_up)]
+
+
+def test_images_of_people_and_prompts_of_elsewhere_are_left_out_and_told(tmp_path: Path, made_up: Path) -> None:
+    folder = changed(tmp_path, made_up)
+    image = read_manifest(folder / "images" / "pulid")[0]
+    for k, change in enumerate(({"identity": "stranger"}, {"prompt_id": "odd-01", "prompt": "odd"})):
+        alone = folder / "images" / f"more{k}"
+        paint(alone / image.file, colour("more", k))
+        write_manifest(alone / "manifest.jsonl", [dataclasses.replace(image, **change)])
+    assert len(questions_of(folder)) == 64
+    assert pool_of(folder).left_out["pulid"] == [
+        "1 images of pulid of people who are not in the benchmark: stranger",
+        "1 images of pulid of prompts that are not in the benchmark: odd-01",
+    ]
 
 
 def test_people_with_one_photo_are_never_in_multi_reference_questions(made_up: Path) -> None:
@@ -136,17 +179,17 @@ def test_two_checkpoints_of_a_method_need_a_choice(tmp_path: Path, made_up: Path
     edit(folder / "images" / "pulid", lambda r: dataclasses.replace(r, iterations=r.seed))
     with pytest.raises(UserError, match=r"pulid at several checkpoints.*\+checkpoints.pulid=N.*0, 1, 2, 3"):
         questions_of(folder)
-    pool = read_pool(find_folders([folder / "images"]), rank=1, checkpoints=CHECKPOINTS | {"pulid": 2})
+    pool = pool_of(folder, checkpoints=CHECKPOINTS | {"pulid": 2})
     assert {seed for method, *_, seed in pool.files if method == "pulid"} == {2}
-    assert pool.left_out > 0
+    assert pool.left_out["pulid"] == ["224 images of pulid at other iterations than checkpoints.pulid=2: 0, 1, 3"]
 
 
 def test_other_ranks_and_the_base_are_left_out(made_up: Path, tmp_path: Path) -> None:
     folder = changed(tmp_path, made_up)
     base = [record("base", "base", "woman", "frontal-01", 0)]
     write_manifest(folder / "images" / "base" / "manifest.jsonl", base)
-    pool = read_pool(find_folders([folder / "images"]), rank=4, checkpoints=CHECKPOINTS)
-    assert pool.methods == ("instantid", "photomaker", "pulid")  # those without LoRAs
+    pool = pool_of(folder, rank=4)
+    assert pool.methods == ("instantid_lightning", "photomaker_lightning", "pulid")  # those without LoRAs
 
 
 def test_the_same_images_in_two_folders_count_once_and_different_ones_are_refused(
@@ -156,8 +199,52 @@ def test_the_same_images_in_two_folders_count_once_and_different_ones_are_refuse
     shutil.copytree(folder / "images" / "pulid", folder / "images" / "pulid_again")
     assert len(questions_of(folder)) == 64
     edit(folder / "images" / "pulid_again", lambda r: dataclasses.replace(r, steps=2))
-    with pytest.raises(UserError, match="two different images of pulid"):
+    with pytest.raises(UserError, match=r"two different images of pulid.*which differ in steps"):
         questions_of(folder)
+
+
+@pytest.mark.parametrize("field", ["weights_sha256", "reference_sha256"])
+def test_two_rivals_in_one_place_are_no_one_image(tmp_path: Path, made_up: Path, field: str) -> None:
+    """Two checkpoints of one rival differ in nothing else that a manifest says."""
+    folder = changed(tmp_path, made_up)
+    shutil.copytree(folder / "images" / "pulid", folder / "images" / "pulid_again")
+    photos = {
+        s.identity: hashlib.sha256(s.reference.read_bytes()).hexdigest()
+        for s in load_benchmark(folder / "benchmark").subjects
+    }
+    edit(
+        folder / "images" / "pulid_again",
+        lambda r: dataclasses.replace(r, **{field: photos[r.identity]}),  # of the weights any other digest would do
+    )
+    with pytest.raises(UserError, match=f"two different images of pulid.*which differ in {field}"):
+        questions_of(folder)
+
+
+def test_images_that_name_no_iterations_count_unless_the_checkpoints_are_there(tmp_path: Path, made_up: Path) -> None:
+    """0 iterations: a method that trains nothing, or a program that does not say; no checkpoint is ever at 0."""
+    folder = changed(tmp_path, made_up)
+    edit(folder / "images" / "lora_aug", lambda r: dataclasses.replace(r, iterations=0, rank=0))
+    assert len(questions_of(folder)) == 64
+    assert "pulid" in pool_of(folder, checkpoints=CHECKPOINTS | {"pulid": 500}).methods
+    edit(folder / "images" / "lora_aug", lambda r: dataclasses.replace(r, iterations=625 if r.seed == 0 else 0))
+    pool = pool_of(folder)
+    assert {seed for method, *_, seed in pool.files if method == "lora_aug"} == {0}
+    assert pool.left_out["lora_aug"] == ["192 images of lora_aug at other iterations than checkpoints.lora_aug=625: 0"]
+
+
+def test_what_was_left_out_is_told_where_a_method_is_missing(tmp_path: Path, made_up: Path) -> None:
+    folder = changed(tmp_path, made_up)
+    edit(folder / "images" / "lora_aug", lambda r: dataclasses.replace(r, iterations=250))
+    edit(folder / "images" / "meta_lora", lambda r: dataclasses.replace(r, rank=4))
+    with pytest.raises(UserError, match=r"no images of lora_aug.*288 images.*than checkpoints.lora_aug=625: 250"):
+        questions_of(folder)
+    with pytest.raises(UserError, match=r"no images of meta_lora.*288 images.*of other ranks than rank=1: 4"):
+        questions_of(folder, of=design(models=("pulid", "meta_lora")))
+    for method in METHODS[:3]:
+        shutil.rmtree(folder / "images" / method)
+    with pytest.raises(UserError, match=r"no images to build.*of other ranks than rank=1: 4") as caught:
+        questions_of(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path: Path, made_up: Path) -> None:

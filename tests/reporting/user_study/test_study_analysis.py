@@ -90,7 +90,7 @@ def test_the_papers_shares_are_recovered() -> None:
     assert share(found, "meta_lora", "overall").percent == pytest.approx(30.5, abs=1.0)
     assert comparison(found, "lora_aug", "multi").points < 0 < comparison(found, "lora_aug", "single").points
     assert all(comparison(found, model, "overall").p_holm < 0.05 for model in METHODS[:3])
-    (instantid,) = [c for c in found.shifts if c.column == "instantid"]
+    (instantid,) = [c for c in found.shifts if c.column == "instantid_lightning"]
     assert instantid.points == pytest.approx(21.75, abs=1.5) and instantid.p_holm < 1e-4
 
 

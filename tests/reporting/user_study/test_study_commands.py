@@ -1,19 +1,27 @@
 """`metalora study`: its commands in turn, bad words, and a server killed in the middle of answering, served again."""
 
+import csv
+import dataclasses
 import os
+import re
+import shutil
 import signal
 import socket
 import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from flow import Client, Served
 from hydra import compose, initialize_config_dir
-from made_up_images import PROMPTS, study
+from made_up_images import METHODS, PROMPTS, make_images, study, words
 
 from metalora.cli import register_resolvers
 from metalora.configuration import conf_dir
 from metalora.core.errors import UserError
+from metalora.core.manifest import read_manifest, write_manifest
+from metalora.reporting import look
+from metalora.reporting.study import paper_reference
 from metalora.reporting.user_study.server import StudyServer
 from metalora.reporting.user_study.store import Store
 from metalora.tasks.user_study import run
@@ -29,7 +37,9 @@ def metalora(action: str, *more: str) -> None:
 def build(made_up: Path, tmp_path: Path, *more: str) -> None:
     prompts = tmp_path / "prompts.yaml"
     kinds = {"multi": "frontal", "recontextualized": "recontextualized", "stylized": "stylized"}
-    entries = [f"{{id: {i}, kind: {k}, text: 'a {{noun}}'}}" for c, k in kinds.items() for i in sorted(PROMPTS[c])]
+    entries = [
+        f"{{id: {i}, kind: {k}, text: 'a {{noun}} as {i} says'}}" for c, k in kinds.items() for i in sorted(PROMPTS[c])
+    ]
     prompts.write_text("prompts:\n" + "".join(f"  - {entry}\n" for entry in entries))
     benchmark = ["benchmark=meta_phd", f"benchmark.root={made_up / 'benchmark'}", f"benchmark.prompts={prompts}"]
     metalora("build", f"study={tmp_path / 'study.sqlite'}", f"images={made_up / 'images'}", *benchmark, *more)
@@ -95,12 +105,10 @@ def test_the_commands_in_turn(made_up: Path, tmp_path: Path, capsys: pytest.Capt
         got = capsys.readouterr()
         return got.out + got.err
 
-    small = [f"questions.{c}={{unsplash:2,ffhq:0}}" for c in ("multi", "single")]
-    small += [f"questions.{c}={{unsplash:0,ffhq:2}}" for c in ("recontextualized", "stylized")]
-    build(made_up, tmp_path, *small)
+    build(made_up, tmp_path, *SMALL)
     tokens = [i.token for i in Store(file).invitations()]
     assert len(tokens) == 25 and len(Store(file).invitations(kind="trial")) == 1
-    build(made_up, tmp_path, *small, "participants=26")
+    build(made_up, tmp_path, *SMALL, "participants=26")
     assert "there already" in said()
     assert [i.token for i in Store(file).invitations()][:-1] == tokens
     with pytest.raises(UserError, match="no answers at all"):
@@ -112,7 +120,72 @@ def test_the_commands_in_turn(made_up: Path, tmp_path: Path, capsys: pytest.Capt
     assert text.startswith("SIMULATED") and "Table 2" in text and "Meta-LoRA minus PuLID" in text
     assert (tmp_path / "simulated_shares.csv").is_file() and not (tmp_path / "shares.csv").exists()
     with pytest.raises(UserError, match="is another one and has 48 answers"):
-        build(made_up, tmp_path, *small, "seed=1")
+        build(made_up, tmp_path, *SMALL, "seed=1")
+
+
+SMALL = [f"questions.{c}={{unsplash:2,ffhq:0}}" for c in ("multi", "single")]
+SMALL += [f"questions.{c}={{unsplash:0,ffhq:2}}" for c in ("recontextualized", "stylized")]
+
+
+def test_the_papers_share_stands_beside_each_of_its_five_models(
+    made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names that the runners of `metalora baseline` write into the manifests."""
+    written = {yaml.safe_load(path.read_text())["method"] for path in (conf_dir() / "baseline").glob("*.yaml")}
+    assert set(METHODS) - {"lora_aug", "meta_lora"} <= written
+    build(made_up, tmp_path, *SMALL)
+    metalora("simulate", f"study={tmp_path / 'study.sqlite'}", "participants=3")
+    metalora("analyse", f"study={tmp_path / 'study.sqlite'}", "simulated=true", "resamples=200")
+    assert "the paper's are of a choice between other models" not in capsys.readouterr().out
+    shares = list(csv.DictReader((tmp_path / "simulated_shares.csv").open()))
+    for table, models, columns in (("table_1", METHODS, 3), ("table_2", ("pulid", "meta_lora"), 3)):
+        rows = {row["method"]: row for row in paper_reference()["user_study"][table]["rows"]}
+        ours = [row for row in shares if row["table"] == table[-1]]
+        assert {row["model"] for row in ours} == set(models) and len(ours) == columns * len(models)
+        for row in ours:
+            assert float(row["paper_percent"]) == rows[row["model"]][row["column"]]
+
+
+def test_make_study_is_the_best_of_five_and_meets_who_needs_no_tuning(made_up: Path, tmp_path: Path) -> None:
+    """The words of the Makefile, over images of these five and of one more; without it LoRA+aug is the opponent."""
+    makefile = Path(__file__).parents[3] / "Makefile"
+    target = makefile.read_text().split("\nstudy:")[1].split("\n\n")[0]
+    (word,) = re.findall(r"'(models=\[.*?\])'", target)
+    models = word.removeprefix("models=[").removesuffix("]").split(",")
+    assert len(models) == 5 and all(look.label(method) != method for method in models)
+    make_images(tmp_path / "images", made_up / "benchmark", methods=(*models, "textual_inversion"))
+    build(made_up, tmp_path, *SMALL, word, f"images={tmp_path / 'images'}")
+    built = Store(tmp_path / "study.sqlite").settings
+    assert built["models"] == models and built["pair"] == ["ip_adapter", "meta_lora"]
+    shutil.rmtree(tmp_path / "images" / "ip_adapter")
+    build(made_up, tmp_path, *SMALL, f"images={tmp_path / 'images'}", "overwrite=true")
+    assert Store(tmp_path / "study.sqlite").settings["pair"] == ["lora_aug", "meta_lora"]
+
+
+def test_the_build_holds_images_against_the_benchmark(made_up: Path, tmp_path: Path) -> None:
+    """Images of another benchmark are refused; a line without words is asked in the benchmark's."""
+    shutil.copytree(made_up / "images", tmp_path / "images")
+    file = tmp_path / "images" / "pulid" / "manifest.jsonl"
+    lines = read_manifest(file)
+    for said, told in (
+        (
+            {"benchmark": "meta_phd@000000000000"},
+            r"another benchmark.*expected meta_phd@\w+; got meta_phd@000000000000",
+        ),
+        ({"reference_sha256": "0" * 64}, "another photo than the benchmark's reference"),
+        ({"prompt": "a cat"}, "other words than the benchmark's"),
+    ):
+        write_manifest(file, [dataclasses.replace(line, **said) for line in lines])
+        with pytest.raises(UserError, match=told):
+            build(made_up, tmp_path, *SMALL, f"images={tmp_path / 'images'}")
+        assert not (tmp_path / "study.sqlite").exists()
+    for method in METHODS:
+        file = tmp_path / "images" / method / "manifest.jsonl"
+        write_manifest(file, [dataclasses.replace(line, prompt="") for line in read_manifest(file)])
+    build(made_up, tmp_path, *SMALL, f"images={tmp_path / 'images'}")
+    with Store(tmp_path / "study.sqlite").connect() as connection:
+        asked = connection.execute("SELECT prompt, prompt_id, class_noun FROM question").fetchall()
+    assert len(asked) == 8 and all(prompt == words(prompt_id, noun) for prompt, prompt_id, noun in asked)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Command:
             stdin=program if tty else subprocess.DEVNULL,
             stdout=program,
             stderr=program,
-            env={**os.environ, **environment},
+            env={**{k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}, **environment},
             start_new_session=True,
             preexec_fn=begin,
         )

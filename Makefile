@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep test check format miniworld rival speed lock clean
-.PHONY: study test-browser
+.PHONY: study test-browser test-slurm test-ray dashboard
 .PHONY: rivals sets table1 table2 table3 table4 fig3 fig4 fig5 fig6 fig7 r1-selection
 
 help:  ## list the targets
@@ -83,6 +83,17 @@ test: $(STAMP)  ## all tests
 test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt install chromium chromium-driver)
 	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
 
+test-slurm: $(STAMP)  ## a small grid on a Slurm cluster of this machine (root; Debian: apt install slurmctld slurmd slurm-client munge)
+	METALORA_SLURM=required $(TEST_ENV) $(BIN)/pytest -q -s tests/cluster/test_slurm.py
+
+# Ray's launcher wants older packages than the lock has: an environment of its own, otherwise with the lock's versions.
+test-ray: requirements.lock | $(filter .uv/bin/uv,$(UV))  ## a small grid on a Ray cluster of this machine
+	test -x $(VENV)-ray/bin/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)-ray
+	sed -nE 's/^([A-Za-z0-9_.-]+==[^ ;]+).*/\1/p' requirements.lock | grep -vE '^(cloudpickle|joblib|python-dateutil)=' \
+		> $(VENV)-ray/constraints.txt
+	VIRTUAL_ENV=$(VENV)-ray $(UV) pip install --quiet -c $(VENV)-ray/constraints.txt -e '.[ray]' pytest pytest-xdist
+	METALORA_RAY=required $(TEST_ENV) $(VENV)-ray/bin/pytest -q -s tests/cluster/test_ray.py
+
 study: $(STAMP)  ## the user study on this machine: best of three after `make reproduce`, of five after `make rivals sets`
 	$(BIN)/python -m experiments.user_study.sets
 	if ls outputs/rivals/generate/ip_adapter-*/manifest.json outputs/rivals/generate/dreambooth-*/manifest.json \
@@ -93,6 +104,9 @@ study: $(STAMP)  ## the user study on this machine: best of three after `make re
 		$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'; \
 	fi
 	$(BIN)/metalora study serve name=reproduce
+
+dashboard: $(STAMP)  ## the wandb workspace of the project (needs the extra `dashboard` and a key)
+	$(BIN)/metalora dashboard logger=wandb
 
 check: $(STAMP)  ## format, lint, types, floors, tests: the gate every commit passes
 	$(BIN)/ruff format --check .

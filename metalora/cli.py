@@ -2,14 +2,18 @@
 
 import errno
 import importlib
+import importlib.util
 import io
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from metalora.configuration import PACKAGE, conf_dir, general_help, has_actions, task_help, task_names
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 EXIT_BAD_INPUT = 2
 PIPE_CLOSED = 141
@@ -22,6 +26,17 @@ FREE_TEXT |= {"path", "baseline.python", "baseline.settings.code"}
 
 
 COMPANIONS = ("protocol", "scorer")
+LAUNCHERS = {
+    "workers": ("hydra_joblib_launcher", "joblib"),
+    "joblib": ("hydra_joblib_launcher", "joblib"),
+    "slurm": ("hydra_submitit_launcher", "slurm"),
+    "local": ("hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "ray_cluster": ("hydra_ray_launcher", "ray"),
+    "ray": ("hydra_ray_launcher", "ray"),
+}
+"""`hydra/launcher=` choices that need a plugin: its module, and the extra that brings it."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,7 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     multirun = [word for word in words if word in ("-m", "--multirun")]  # Hydra's parser wants it before every override
     overrides = [word for word in words if word not in multirun]
     overrides = with_companions(overrides)
-    _run_hydra(multirun + (overrides if multirun else [quoted(word) for word in overrides]))
+    _check_launcher(overrides)
+    try:
+        _run_hydra(multirun + (overrides if multirun else [quoted(word) for word in overrides]))
+    except KeyboardInterrupt:  # before the task or after it
+        _stopped(130)
 
 
 def with_companions(words: list[str]) -> list[str]:
@@ -58,6 +77,18 @@ def with_companions(words: list[str]) -> list[str]:
     chosen = named.get("benchmark", "")
     known = [group for group in COMPANIONS if (conf_dir() / group / f"{chosen}.yaml").is_file()]
     return words + [f"{group}={chosen}" for group in known if group not in named]
+
+
+def _check_launcher(words: list[str]) -> None:
+    """Say which extra brings a launcher that is not installed."""
+    for word in words:
+        key, _, name = word.partition("=")
+        plugin, extra = LAUNCHERS.get(name, ("", ""))
+        if key == "hydra/launcher" and plugin and importlib.util.find_spec("hydra_plugins." + plugin) is None:
+            _fail(
+                f"the launcher {name} is not installed; expected `pip install metalora[{extra}]`; got no {plugin};"
+                " key: hydra/launcher"
+            )
 
 
 def quoted(word: str) -> str:
@@ -89,35 +120,53 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("conf_path", lambda path: str(conf_dir() / path), replace=True)
 
 
-def _run_hydra(words: list[str]) -> None:
-    import hydra
-    from omegaconf import DictConfig
+class _Stderr:
+    """Hydra explains a bad configuration over many lines; people get one. Until it is known to be whole, it waits."""
 
-    register_resolvers()
-    started = False
+    real: TextIO | None = None
+    """None: nothing waits; so it is in the processes of a launcher, too."""
 
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    def application(cfg: DictConfig) -> None:
-        nonlocal started
-        started = True
-        sys.stderr = stderr
+
+def speak() -> None:
+    """The configuration is whole: what goes to stderr from here on is the task's."""
+    if _Stderr.real is not None:
+        sys.stderr, _Stderr.real = _Stderr.real, None
+
+
+def _application(cfg: "DictConfig") -> None:
+    """What Hydra runs; on its own, so that launchers can name it in other processes."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    speak()
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from metalora.tasks.sweep import run_cell
+
+        os.chdir(HydraConfig.get().runtime.cwd)  # where the sweep was typed; a worker of Ray starts elsewhere
+        _guarded(lambda: run_cell(cfg, lambda: _task(cfg), reason_of=explained), debug=bool(cfg.debug))
+    else:
         _guarded(lambda: _task(cfg), debug=bool(cfg.debug))
 
+
+def _run_hydra(words: list[str]) -> None:
+    import hydra
+
+    register_resolvers()
     sys.argv = [sys.argv[0], *words]
     if "debug=true" in words:
         os.environ["HYDRA_FULL_ERROR"] = "1"
     complaint, stderr = io.StringIO(), sys.stderr
-    sys.stderr = complaint  # Hydra explains a bad configuration over many lines; people get one
+    sys.stderr, _Stderr.real = complaint, stderr
     try:
-        application()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_application)()
     except SystemExit as stop:
-        if stop.code == 1 and not started:
-            sys.stderr = stderr
+        if stop.code == 1 and sys.stderr is complaint:
+            speak()
             _fail(one_line(complaint.getvalue()))
         raise
     finally:
         if sys.stderr is complaint:
-            sys.stderr = stderr
+            speak()
             stderr.write(complaint.getvalue())
 
 
@@ -135,40 +184,47 @@ def one_line(complaint: str) -> str:
     return "; ".join(line for line in lines if line and not line.startswith(boring))
 
 
-def _task(cfg: object) -> None:
+def _task(cfg: object) -> object:
     module = importlib.import_module(f"metalora.tasks.{cfg.task.replace('-', '_')}")  # type: ignore[attr-defined]
-    module.run(cfg)
+    return module.run(cfg)
 
 
-def _guarded(body: Callable[[], None], *, debug: bool) -> None:
-    """Run a task; turn what a person can mend into one line and exit status 2 (with `debug=true`, a traceback)."""
+def explained(error: Exception) -> str | None:
+    """One line for what a person can mend, None for anything else."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from metalora.core.errors import INTERRUPTED, TERMINATED, UserError
+    from metalora.core.errors import UserError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return f"configuration: {str(error).splitlines()[0]}; key: {error.full_key}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        where = error.filename or "output"
+        return f"cannot write {where}: {error.strerror}; nothing already made was harmed; key: out"
+    return None
+
+
+def _guarded(body: Callable[[], object], *, debug: bool) -> None:
+    """Run a task; turn what a person can mend into one line and exit status 2 (with `debug=true`, a traceback)."""
+    from metalora.core.errors import INTERRUPTED, TERMINATED
 
     try:
         body()
-    except UserError as error:
-        if debug:
-            raise
-        _fail(str(error))
-    except OmegaConfBaseException as error:
-        if debug:
-            raise
-        _fail(f"configuration: {str(error).splitlines()[0]}; key: {error.full_key}")
     except BrokenPipeError:  # whoever read the output is gone (`| head`): it ends there, every file whole
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(PIPE_CLOSED) from None
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        _fail(f"cannot write {error.filename or 'output'}: {error.strerror}; nothing already made was harmed; key: out")
     except KeyboardInterrupt:
         _stopped(INTERRUPTED)
     except SystemExit as stop:
         if stop.code != TERMINATED:
             raise
         _stopped(TERMINATED)
+    except Exception as error:
+        told = None if debug else explained(error)
+        if told is None:
+            raise
+        _fail(told)
 
 
 def _stopped(status: int) -> NoReturn:

@@ -112,6 +112,7 @@ def task_help(task: str) -> str:
         ("protocol=quick", conf_dir() / "protocol/quick.yaml"),
         ("scorer=paper", conf_dir() / "scorer/paper.yaml"),
         ("baseline=pulid", conf_dir() / "baseline/pulid.yaml"),
+        ("logger=csv, and every other", conf_dir() / "logger/csv.yaml"),
         ("logger=wandb", conf_dir() / "logger/wandb.yaml"),
     ]
     for title, path in sections:
@@ -124,9 +125,11 @@ def task_help(task: str) -> str:
         lines.append("")
     lines.append("groups (GROUP=CHOICE):")
     for folder in sorted(
-        path for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("task", "prompts")
+        path for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("task", "prompts", "hydra")
     ):
         choices = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
         if choices:
             lines.append(f"  {folder.name:<12} {', '.join(choices)}")
+    launchers = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob("*.yaml"))
+    lines.append(f"  hydra/launcher {', '.join(['basic', *launchers])}")
     return "\n".join(lines)

@@ -140,6 +140,7 @@ def test_the_commands_of_paper_presets_compose_to_the_papers_numbers(name: str) 
     for words in commands:
         overrides = list(itertools.takewhile(lambda word: "=" in word, (word for word in words[1:] if word != "-m")))
         assert words[0] in task_names() and f"experiment=paper/{name}" in overrides
+        overrides = [word for word in overrides if not word.startswith("hydra/launcher=")]
         single = [override if "[" in override else override.split(",")[0] for override in overrides]
         cfg = composed(f"task={words[0]}", *(o.replace("meta_rank=R1", "meta_rank=128") for o in single))
         assert cfg.backbone.name == "flux_dev" and cfg.trainer.device == "cuda"
@@ -197,3 +198,50 @@ def test_a_second_face_embedder_of_another_architecture_can_be_configured() -> N
     words = ["scorer.second_embedder={_target_:metalora.perception.arcface.ArcFaceEmbedder,path:r50.safetensors}"]
     cfg = composed("task=evaluate", "images=made", "benchmark=meta_phd", *words)
     assert cfg.scorer.second_embedder.path == "r50.safetensors"
+
+
+@pytest.mark.parametrize("name", choices("hydra/launcher"))
+def test_launcher_presets_extend_their_plugins(name: str) -> None:
+    """Composed where the plugin is installed; everywhere, no key is misspelt silently: plugins' schemas are strict."""
+    import importlib.util
+
+    from metalora.cli import LAUNCHERS
+
+    preset = OmegaConf.load(conf_dir() / f"hydra/launcher/{name}.yaml")
+    (base,) = preset.defaults
+    assert base in LAUNCHERS and LAUNCHERS[name] == LAUNCHERS[base]
+    if importlib.util.find_spec(f"hydra_plugins.{LAUNCHERS[name][0]}") is None:
+        pytest.skip(f"not installed: metalora[{LAUNCHERS[name][1]}]")
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = ["task=meta-train", f"hydra/launcher={name}"]
+        launcher = compose("config", overrides=words, return_hydra_config=True).hydra.launcher
+    assert launcher["_target_"].startswith(f"hydra_plugins.{LAUNCHERS[name][0]}")
+    values = OmegaConf.to_container(preset, resolve=False)
+    assert isinstance(values, dict)
+    own = {key: value for key, value in values.items() if key not in ("defaults", "submitit_folder", "ray")}
+    assert {key: launcher[key] for key in own} == own
+
+
+def test_the_grid_of_a_sweep_is_the_presets_until_it_is_typed() -> None:
+    """methods x ranks x iterations x classes, iterations slowest: cells of one trajectory lie far apart."""
+    from hydra_plugins.metalora_cells import CellSweeper
+
+    def cells(experiment: str, task: str, *typed: str) -> list[list[str]]:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        node = OmegaConf.load(conf_dir() / f"experiment/{experiment}.yaml").hydra.sweeper
+        sweeper = CellSweeper(None, node.get("params"), node.get("tasks"))
+        sweeper.config = OmegaConf.create({"task": task})
+        overrides = OverridesParser.create().parse_overrides([*sweeper._parse_config(), *typed])
+        (batch,) = sweeper.split_arguments(overrides, None)
+        return batch
+
+    for experiment in ("mini/tradeoff", "paper/tradeoff"):
+        whole = cells(experiment, "personalize")
+        assert len(whole) == len({tuple(words) for words in whole}) == 3 * 5 * 5 * 2
+        assert [words[0] for words in whole[:30]] == ["iterations=250"] * 30
+        assert len(cells(experiment, "reproduce")) == 5  # one per rank, as ever
+        assert len(cells(experiment, "personalize", "rank=1", "method=lora")) == 5 * 2
+    assert len(cells("paper/r1_selection", "meta-train")) == 3
+    assert len(cells("paper/r1_selection", "personalize")) == 18

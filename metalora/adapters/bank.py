@@ -103,7 +103,7 @@ class AdapterBank(nn.Module):
 
     def assign_rows(self, identities: Sequence[str]) -> None:
         """Give the rows to other identities and keep their numbers (slots: reuse)."""
-        assert 0 < len(identities) <= len(self.rows), f"{len(identities)} identities for {len(self.rows)} rows"
+        assert len(identities) <= len(self.rows), f"{len(identities)} identities for {len(self.rows)} rows"
         assert len(set(identities)) == len(identities), "an identity twice"
         self.identities = list(identities)
 

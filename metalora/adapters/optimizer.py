@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from metalora.adapters.bank import AdapterBank
+from metalora.adapters.bank import AdapterBank, row_sizes
 
 
 class BankAdamW(torch.optim.Optimizer):
@@ -80,6 +80,11 @@ class BankAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
 
+    def row_state(self) -> dict[str, Tensor]:
+        """Moments and step counts of the rows, those of rows that were never trained included; live tensors."""
+        rows_KP = self.param_groups[-1]["params"][0]
+        return self._state(rows_KP, steps=(len(rows_KP),))
+
     @torch.no_grad()
     def reset_rows(self, rows: Iterable[int] | None = None) -> None:
         """Forget moments and step counts of the given rows (all by default), for identities that start afresh."""
@@ -94,10 +99,13 @@ class BankAdamW(torch.optim.Optimizer):
 def present_rows(bank: AdapterBank) -> tuple[list[int], Tensor]:
     """Which rows have a gradient (ascending, each once) and their gradients [B, P], batch duplicates summed.
 
-    What one route's backward leaves is that already, and the host knows its rows: the device is not asked.
+    What one route's backward leaves is that already, and the host knows its rows: the device is not asked. Without a
+    backward there are none.
     """
     grad = bank.rows.grad
-    assert grad is not None and grad.is_sparse
+    if grad is None:
+        return [], bank.rows.detach()[:0]
+    assert grad.is_sparse
     if bank.present is not None and grad._nnz() == len(bank.present):
         return bank.present, grad._values()
     bank.rows.grad = grad = grad.coalesce()  # of several backwards, or of none
@@ -115,6 +123,17 @@ def clip_rows_(bank: AdapterBank, *, max_norm: float) -> Tensor:
     norms_B = torch.linalg.vector_norm(values_BP, dim=1)
     values_BP.mul_((max_norm / (norms_B + 1e-6)).clamp(max=1.0).unsqueeze(1))
     return norms_B
+
+
+@torch.no_grad()
+def part_norms(bank: AdapterBank) -> tuple[Tensor, Tensor]:
+    """Norms of each present identity's gradient of Mid (without Meta-Down: Down) and of Up, each [B] in row order."""
+    _, values_BP = present_rows(bank)
+    pieces = values_BP.split(
+        row_sizes(bank.layers, rank=bank.rank, meta_rank=bank.meta_rank), dim=1
+    )  # Mid and Up of every layer in turn
+    first, up = (torch.linalg.vector_norm(torch.cat(part, dim=1), dim=1) for part in (pieces[::2], pieces[1::2]))
+    return first, up
 
 
 @torch.no_grad()

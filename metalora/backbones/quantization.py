@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import safe_open
 from torch import nn
 
 from metalora.backbones.directory import LOCAL, PipelineDirectory, readable
 from metalora.core.bits import is_quantized
 from metalora.core.errors import UserError
+from metalora.core.lease import Lease
 
 LIBRARY = {"float8": "torchao", "int8": "torchao", "nf4": "bitsandbytes"}
 """Which library keeps weights so."""
@@ -89,7 +89,7 @@ def load_quantized(
     digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
     name = f"{directory.component}-{directory.fingerprint[:16]}-{kind}-{str(dtype).removeprefix('torch.')}-{digest}"
     folder = root / name
-    with FileLock(f"{folder}.lock"):
+    with Lease(root / f".{name}.lease", what=name):
         if not folder.is_dir():
             with readable(directory.folder):
                 config = _config(kind, dtype=dtype, targets=targets, others=others)

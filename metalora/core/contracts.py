@@ -275,7 +275,10 @@ class Batch:
     rows_B: Tensor
     """Bank row per sample, int64, on the CPU wherever the rest is."""
     samples: tuple[Sample, ...]
+    """Perhaps none, where several processes share an iteration."""
     iteration: int
+    people: int | None = None
+    """Identities of the iteration in all processes; None: those of `samples`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def class_nouns(scores: "pd.DataFrame") -> tuple[str, ...]:
 
 def cell_keys(scores: "pd.DataFrame") -> tuple[CellKey, ...]:
     """Every cell of generated images in the table, its own base first, then other bases."""
-    generated = scores[~scores["method"].isin(PHOTO_METHODS)]
+    generated = scores.loc[~scores["method"].isin(PHOTO_METHODS)]
     bases = bases_of(generated)
     others = bases.where(bases != own_base(scores), "")
     found = generated[["method", "rank", "iterations"]].assign(base=others).drop_duplicates()

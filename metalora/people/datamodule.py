@@ -3,7 +3,7 @@
 Shape legend: B batch, C latent channels, H W latent height and width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,9 @@ from metalora.core.device import sent
 from metalora.core.noise import noise, timestep
 from metalora.people.sampler import Sampler
 
+Part = Callable[[Sequence[Sample]], tuple[Sample, ...]]
+"""Which of an iteration's samples are for this process."""
+
 
 class BatchStream:
     """An endless, random-access stream of batches that Lightning can save and restore.
@@ -22,15 +25,17 @@ class BatchStream:
     data module when a batch goes to the device, and it alone is the state.
     """
 
-    def __init__(self, collate: "Collate", sampler: Sampler) -> None:
-        self._collate, self._sampler = collate, sampler
+    def __init__(self, collate: "Collate", sampler: Sampler, *, part: Part = tuple) -> None:
+        self._collate, self._sampler, self._part = collate, sampler, part
         self.consumed = 0
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the first one not yet consumed; the trainer's max_steps ends the run."""
         iteration = self.consumed
         while True:
-            yield self._collate(self._sampler.samples(iteration), iteration)
+            samples = self._sampler.samples(iteration)
+            people = len({sample.identity for sample in samples})
+            yield replace(self._collate(self._part(samples), iteration), people=people)
             iteration += 1
 
     def state_dict(self) -> dict[str, int]:
@@ -70,8 +75,8 @@ class Collate:
         self._objective, self._seed = objective, seed
 
     def __call__(self, samples: Sequence[Sample], iteration: int) -> Batch:
-        """The batch of `samples`, on the CPU."""
-        latents_BCHW = torch.stack(
+        """The batch of `samples`, on the CPU; of none, with tensors of no numbers."""
+        latents_BCHW = _stack(
             [self._people[sample.identity].images[sample.image].latents_2CHW[int(sample.flip)] for sample in samples]
         )
         keys = [
@@ -85,13 +90,19 @@ class Collate:
         ]
         return Batch(
             latents_BCHW=latents_BCHW,
-            noise_BCHW=torch.stack([noise(latents_BCHW.shape[1:], **key) for key in keys]),
-            t_B=torch.stack([timestep(**key, time_of=self._objective.time_of) for key in keys]),
-            text=self._text.rows(torch.tensor([self._caption_row[sample.identity] for sample in samples])),
-            rows_B=torch.tensor([sample.row for sample in samples]),
+            noise_BCHW=_stack([noise(latents_BCHW.shape[1:], **key) for key in keys]),
+            t_B=_stack([timestep(**key, time_of=self._objective.time_of) for key in keys]),
+            text=self._text.rows(
+                torch.tensor([self._caption_row[sample.identity] for sample in samples], dtype=torch.int64)
+            ),
+            rows_B=torch.tensor([sample.row for sample in samples], dtype=torch.int64),
             samples=tuple(samples),
             iteration=iteration,
         )
+
+
+def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(tensors)) if tensors else torch.empty(0)
 
 
 class IdentityDataModule(LightningDataModule):
@@ -103,6 +114,7 @@ class IdentityDataModule(LightningDataModule):
         texts: caption to its embedding, a single row.
         objective: says which times are drawn.
         seed: of noise and time.
+        part: which samples of an iteration are for this process; all.
     """
 
     def __init__(
@@ -113,9 +125,10 @@ class IdentityDataModule(LightningDataModule):
         texts: Mapping[str, TextEmbedding],
         objective: Objective,
         seed: int,
+        part: Part = tuple,
     ) -> None:
         super().__init__()
-        self.stream = BatchStream(Collate(people, texts=texts, objective=objective, seed=seed), sampler)
+        self.stream = BatchStream(Collate(people, texts=texts, objective=objective, seed=seed), sampler, part=part)
 
     def train_dataloader(self) -> BatchStream:
         """The stream, which Lightning saves and restores with the loop."""

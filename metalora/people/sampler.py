@@ -37,10 +37,13 @@ class IdentityBucketSampler:
         plan: the schedule.
         people: all identities of the plan.
         slots: decides the bank rows (see `BucketPlan.rows`).
+        balance: a number of processes (or a multiple of it) that every batch keeps about equally busy: the bucket's
+            people form as many groups (slot modulo `balance`), and a batch has each group's share of samples to within
+            two. Who meets in a batch changes with it, how often an image is used does not.
     """
 
-    def __init__(self, plan: BucketPlan, people: Sequence[TrainingPerson], *, slots: str) -> None:
-        self.plan = plan
+    def __init__(self, plan: BucketPlan, people: Sequence[TrainingPerson], *, slots: str, balance: int = 1) -> None:
+        self.plan, self.balance = plan, balance
         self._rows = plan.rows(slots=slots)
         self._people = {person.identity: person for person in people}
         assert set(self._people) == set(plan.images)
@@ -86,7 +89,8 @@ class IdentityBucketSampler:
             total = quota[shape] * self.plan.batch_size
             counts = _shares({identity: len(images) for identity, images in members.items()}, total, owed, draw)
             uses = {identity: iter(_cycle(members[identity], count, draw)) for identity, count in counts.items()}
-            order = _spread(counts, draw)
+            group = {identity: slot % self.balance for slot, identity in enumerate(bucket)}
+            order = _spread(counts, draw) if self.balance == 1 else _dealt(counts, group, draw)
             streams[shape] = [(identity, next(uses[identity])) for identity in order]
         size = self.plan.batch_size
         batches = []
@@ -218,3 +222,16 @@ def _spread(counts: Mapping[Key, int], draw: torch.Generator) -> list[Key]:
     width = torch.cat([torch.full((count,), float(count)) for count in counts.values()])
     at = (start + torch.rand(len(keys), generator=draw, dtype=torch.float64)) / width
     return [keys[k] for k in torch.argsort(at, stable=True).tolist()]
+
+
+def _dealt(counts: Mapping[str, int], group: Mapping[str, int], draw: torch.Generator) -> list[str]:
+    """Like `_spread`, but groups take turns as evenly as can be: the j-th of a group's n uses stands at (j + 1/2)/n."""
+    groups = {
+        number: {key: count for key, count in counts.items() if group[key] == number} for number in group.values()
+    }
+    orders = {number: _spread(members, draw) for number, members in sorted(groups.items()) if sum(members.values())}
+    turns = sorted(
+        ((place + 0.5) / len(order), number) for number, order in orders.items() for place in range(len(order))
+    )
+    queues = {number: iter(order) for number, order in orders.items()}
+    return [next(queues[number]) for _, number in turns]

@@ -26,8 +26,8 @@ class Study:
     """A table of scores and how it came to be.
 
     Args:
-        scores: as `evaluation.score.read_scores` returns it; cells may be missing, the report shows what is there.
-            Untouched bases that the LoRA methods do not stand on are left out (`curves.own_base`).
+        scores: as `evaluation.score_table.read_scores` returns it; cells may be missing, the report shows what is
+            there. Untouched bases that the LoRA methods do not stand on are left out (`curves.own_base`).
         world: what the numbers were measured on, e.g. "the mini world"; it stands beside every number.
         seconds: wall seconds by stage.
         facts: how it was run, for the reader: learning rate, seed, hardware, command.

@@ -1,11 +1,12 @@
 """Artifact folders: `NAME/TASK/LABEL-HASH` with a manifest.json that is written last; without it, unfinished."""
 
+import contextlib
 import hashlib
 import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -14,9 +15,11 @@ from typing import Any
 
 from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
+from metalora.core.lease import Lease, Owner, tell
 from metalora.core.memory import peak_memory_mb, reset_peak_memory
+from metalora.tasks.progress import Progress
 
-MANIFEST = "manifest.json"
+MANIFEST, LEASE = "manifest.json", ".lease"
 LIBRARIES = ("metalora", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "open_clip_torch", "numba")
 
 
@@ -63,6 +66,27 @@ class Artifact:
         """Whether the folder holds exactly what this configuration makes."""
         return bool(self.read())
 
+    @contextlib.contextmanager
+    def making(
+        self, progress: Progress, *, done: Callable[[], bool] | None = None, served: Callable[[], bool] | None = None
+    ) -> Iterator[Progress | None]:
+        """Own the folder while it is made; whoever else wants it waits.
+
+        Args:
+            progress: told of waiting, too.
+            done: whether everything wanted is there; by default, that the folder is complete.
+            served: asked while another makes it, whether what we want is there already; by default `done`.
+
+        Yields:
+            progress to report with, which also keeps watch over the ownership, or None: there is nothing left to do.
+        """
+        done = done or (lambda: self.complete)
+        if done():
+            yield None
+            return
+        with leased(self.folder / LEASE, progress, what=self.folder.name, served=served or done) as owned:
+            yield None if owned is None or done() else owned
+
     def begin(self) -> None:
         """The work starts now: seconds and peak memory count from here."""
         self.started = time.monotonic()
@@ -87,6 +111,30 @@ class Artifact:
                 **facts,
             },
         )
+
+
+@contextlib.contextmanager
+def leased(
+    folder: Path, progress: Progress, *, what: str, served: Callable[[], bool] = lambda: False
+) -> Iterator[Progress | None]:
+    """Hold the lease in a folder; arguments and what is yielded are as of `Artifact.making`."""
+    lease = Lease(folder, what=what)
+
+    def wait(owner: Owner) -> None:
+        progress(f"wait for {owner.host} (process {owner.pid}), {owner.what}", 0, 1)
+
+    def watched(stage: str, number: int, total: int) -> None:
+        lease.check()
+        tell(f"{stage} {number}/{total}")
+        progress(stage, number, total)
+
+    if not lease.acquire(enough=served, waiting=wait):
+        yield None
+        return
+    try:
+        yield watched
+    finally:
+        lease.release()
 
 
 def stored_hash(folder: Path) -> str:

@@ -15,16 +15,18 @@ from metalora.evaluation.breakdown import as_json
 from metalora.evaluation.checked import Checked, coverage, every_line
 from metalora.evaluation.embeddings import Scorers, scorer_fingerprint
 from metalora.evaluation.score import score_images
-from metalora.evaluation.score_table import PHOTO_METHODS, write_scores
+from metalora.evaluation.score_table import BASE, PHOTO_METHODS, write_scores
 from metalora.people.benchmark import Subject, load_benchmark, load_prompts
 from metalora.reporting.standings import tables_of
 from metalora.reporting.tables import as_text
 from metalora.tasks.artifact import MANIFEST, Artifact, stored_hash
+from metalora.tasks.loggers import tracked, with_logger
 from metalora.tasks.prepare import CLASSES, ensure_benchmark
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.protocol import Asked
 from metalora.tasks.setting import Setting, set_threads
 from metalora.tasks.study import rates_hash, study_hash
+from metalora.tasks.told_scores import tell_cells, tell_lineage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +46,7 @@ def run(cfg: DictConfig) -> None:
         progress = board.reporter("evaluate")
         ensure_benchmark(setting, progress=progress)
         check_cells(setting, folders, board=board)
+        setting = with_logger(setting, say=board.say)
         scores = evaluate(setting, images=folders, label=folders[0].name, progress=progress)
         for line in summarize(scores):
             board.say(line)
@@ -142,8 +145,23 @@ def evaluate(
     parents = {str(folder) if alike else folder.name: _hash(folder) for folder in images}
     artifact = Artifact(setting.folder("evaluate", label, Artifact(Path(), config, parents).hash), config, parents)
     scores = artifact.folder / "scores.parquet"
-    if artifact.complete and scores.is_file():
-        return scores
+    with artifact.making(progress, done=lambda: artifact.complete and scores.is_file()) as owned:
+        if owned is not None:
+            _score(setting, artifact, images=images, subjects=subjects, scores=scores, progress=owned)
+    return scores
+
+
+def _score(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    images: Sequence[Path],
+    subjects: Sequence[Subject] | None,
+    scores: Path,
+    progress: Progress,
+) -> None:
+    """The score table in a folder that this process owns."""
+    chosen = setting["benchmark"]
     artifact.begin()
     prompts = load_prompts(Path(chosen["prompts"]))
     people = tuple(subjects or load_benchmark(Path(chosen["root"])).subjects)
@@ -162,8 +180,23 @@ def evaluate(
         progress=progress,
     )
     write_scores(scores, frame)
+    with tracked(
+        setting, task="evaluate", digest=artifact.hash, folder=artifact.folder, facts=_subject(frame)
+    ) as tracker:
+        tell_cells(tracker, frame, folder=artifact.folder)
+        tell_lineage(tracker, images, digest=artifact.hash)
     artifact.finish(rows=len(frame), learning_rate=setting["learning_rate"], rates=rates_hash(setting))
-    return scores
+
+
+def _subject(frame: "pd.DataFrame") -> dict[str, str | int]:
+    """Whose scores they are, where one method at one rank was scored, beside the untouched base."""
+    trained = frame[~frame["method"].isin([*PHOTO_METHODS, BASE])]
+    classes = sorted(frame["class_noun"].unique())
+    facts: dict[str, str | int] = {"class_noun": classes[0] if len(classes) == 1 else "both"}
+    generated = trained[["method", "rank"]].drop_duplicates()
+    if len(generated) != 1:
+        return facts | {"method": "several" if len(generated) else BASE, "rank": 0}
+    return facts | {"method": str(generated["method"].iloc[0]), "rank": int(generated["rank"].iloc[0])}
 
 
 def _checked(setting: Setting, subjects: Sequence[Subject] | None = None) -> Checked:

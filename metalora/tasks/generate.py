@@ -116,8 +116,21 @@ def generate(
         say: told one line about memory.
     """
     artifact = artifact_of(setting, jobs=jobs, label=label)
-    if artifact.complete:
-        return artifact.folder
+    with artifact.making(progress) as owned:
+        if owned is not None:
+            _draw(setting, artifact, jobs=jobs, progress=owned, say=say)
+    return artifact.folder
+
+
+def _draw(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    jobs: Sequence[GenerationJob],
+    progress: Progress,
+    say: Callable[[str], None] | None,
+) -> None:
+    """What is missing of a folder of images that this process owns."""
     artifact.begin()
     sampling = setting["sampling"]
     height, width = setting.numbers("sampling.size", least=1, count=2)
@@ -145,4 +158,3 @@ def generate(
         progress=progress,
     )
     artifact.finish(images=len(jobs), **measured(setting, plan, say=say))
-    return artifact.folder

@@ -16,38 +16,51 @@ from metalora.people.cache import LatentCache, prepare_people
 from metalora.people.folder import PersonFolder, describe, scan_people
 from metalora.people.photos import load_photo, pixel_sha256
 from metalora.tasks.artifact import Artifact
-from metalora.tasks.loggers import training_logger
+from metalora.tasks.loggers import tracked, with_logger
 from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.progress import Board, Progress
+from metalora.tasks.samples import draw_samples, embed_sample_prompts
 from metalora.tasks.setting import Setting, set_threads
+from metalora.tasks.shards import shard_of
+from metalora.tasks.tracking import Thing, digest_of
 from metalora.training.checkpoints import writing
 from metalora.training.cohorts import lora_path
 from metalora.training.personalization import run_personalization
+from metalora.training.speed import Speed
+from metalora.training.wishes import Wishes
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the files it was run for."""
     setting = Setting.of(cfg)
     set_threads(setting)
     if setting["face"] not in ("only", "largest"):
         raise UserError("unknown choice of face", expected="only or largest", got=str(setting["face"]), key="face")
+    if setting["image"] == "benchmark":
+        from metalora.tasks.grid import personalize_benchmark  # which draws and scores, and so stands on this module
+
+        with Board() as board:
+            return personalize_benchmark(with_logger(setting, say=board.say), board=board)
+    if setting["score"]:
+        raise UserError("only the benchmark can be scored", expected="image=benchmark", got="score=true", key="score")
     scan = scan_people(Path(setting["image"]))
-    people = _named(scan.people, setting["identity"])
+    shard = shard_of(setting, _named(scan.people, setting["identity"]))
     with Board() as board:
         if scan.skipped:
             board.say(f"skipped: {describe(scan.skipped)}")
         folder = personalize(
-            setting,
-            people=people,
+            with_logger(setting, say=board.say),
+            people=shard.people,
             class_noun=setting["class_noun"],
-            label=Path(setting["image"]).stem,
+            label=Path(setting["image"]).stem + shard.label,
             prior=Path(setting["prior"]) if setting["prior"] else None,
             face=setting["face"],
             progress=board.reporter("personalize"),
             say=board.say,
         )
-        for person in people:
+        for person in shard.people:
             board.say(f"LoRA: {lora_path(folder, person.identity, setting.iterations[-1])}")
+    return [lora_path(folder, person.identity, count) for person in shard.people for count in setting.iterations]
 
 
 def _named(people: Sequence[PersonFolder], identity: str | None) -> Sequence[PersonFolder]:
@@ -95,10 +108,46 @@ def personalize(
         require_prior(prior)
     artifact = artifact_of(setting, people=people, class_noun=class_noun, label=label, prior=prior, face=face)
     wanted = [lora_path(artifact.folder, person.identity, count) for person in people for count in setting.iterations]
-    if artifact.complete and all(path.is_file() for path in wanted):
+
+    def there() -> bool:
+        return all(path.is_file() for path in wanted)
+
+    if artifact.complete and there():
         return artifact.folder
+    wishes = Wishes(artifact.folder)
+    wishes.ask(setting.iterations)  # of whoever trains this trajectory meanwhile
+    # In a folder named by its hash, LoRAs that are there are the ones wanted; one that was named may hold anything.
+    served = there if not setting["out"] else (lambda: False)
+    with artifact.making(progress, done=lambda: artifact.complete and there(), served=served) as owned:
+        wishes.drop(setting.iterations)
+        if owned is not None:
+            _train(
+                setting,
+                artifact,
+                people=people,
+                class_noun=class_noun,
+                prior=prior,
+                face=face,
+                progress=owned,
+                say=say,
+            )
+    return artifact.folder
+
+
+def _train(
+    setting: Setting,
+    artifact: Artifact,
+    *,
+    people: Sequence[PersonFolder],
+    class_noun: str,
+    prior: Path | None,
+    face: Literal["only", "largest"],
+    progress: Progress,
+    say: Callable[[str], None] | None,
+) -> None:
+    """What is missing of a trajectory whose folder this process owns."""
+    method = setting["method"]
     artifact.begin()
-    run_name = f"{method['name']}-r{setting['rank']}-{artifact.hash}"
     loaded = load_prior(prior) if prior else None
     if loaded is not None:
         layers = list(setting.backbone.layer_shapes)
@@ -122,6 +171,8 @@ def personalize(
         progress=lambda done, total: progress("encode", done, total),
     )
     texts = cache.texts({person.caption for person in trained})
+    nouns = _class_nouns(people, class_noun)
+    embed_sample_prompts(setting, people=nouns)
     cohort = min(setting["cohort_size"], len(trained))
     plan = plan_training(
         setting,
@@ -134,29 +185,40 @@ def personalize(
         train_meta_down=False,
         say=say,
     )
-    run_personalization(
-        setting.backbone,
-        trained,
-        texts=texts,
-        method=method["name"],
-        rank=setting["rank"],
-        meta_rank=setting["meta_rank"] if method["prior"] else None,
-        prior=loaded,
-        iterations=setting.iterations,
-        learning_rate=setting["learning_rate"],
-        gradient_clip=setting["gradient_clip"],
-        batch_size=setting["batch_size"],
-        flips=method["flips"],
-        cohort_size=setting["cohort_size"],
-        seed=setting["seed"],
-        class_nouns=_class_nouns(people, class_noun),
-        device=setting["trainer.device"],
-        out=artifact.folder,
-        checkpoint_seconds=setting["trainer.checkpoint_seconds"],
-        logger=training_logger(setting, name=run_name, folder=artifact.folder),
-        progress=progress,
-        memory_plan=plan,
-    )
+    with tracked(setting, task="personalize", digest=artifact.hash, folder=artifact.folder) as tracker:
+        tracker.used(
+            Thing("people", digest_of(photo for photos in artifact.config["people"].values() for photo in photos))
+        )
+        if prior is not None:
+            tracker.used(Thing("prior", artifact.parents["prior"]))
+        run_personalization(
+            setting.backbone,
+            trained,
+            texts=texts,
+            method=method["name"],
+            rank=setting["rank"],
+            meta_rank=setting["meta_rank"] if method["prior"] else None,
+            prior=loaded,
+            iterations=setting.iterations,
+            learning_rate=setting["learning_rate"],
+            gradient_clip=setting["gradient_clip"],
+            batch_size=setting["batch_size"],
+            flips=method["flips"],
+            cohort_size=setting["cohort_size"],
+            seed=setting["seed"],
+            class_nouns=nouns,
+            device=setting["trainer.device"],
+            out=artifact.folder,
+            checkpoint_seconds=setting["trainer.checkpoint_seconds"],
+            logger=tracker.logger,
+            callbacks=[Speed()],
+            progress=progress,
+            memory_plan=plan,
+        )
+        for count in setting.iterations:
+            files = [lora_path(artifact.folder, person.identity, count) for person in people]
+            tracker.made(Thing("lora", digest_of(map(file_sha256, files)), (("iterations", count),)))
+        draw_samples(setting, people=nouns, folder=artifact.folder, tracker=tracker, progress=progress)
     for person in people:
         _write_card(artifact.folder, person.identity, setting.iterations)
     artifact.finish(
@@ -165,7 +227,6 @@ def personalize(
         training_images={person.identity: len(person.images) for person in trained},
         **measured(setting, plan, say=say),
     )
-    return artifact.folder
 
 
 def _write_card(folder: Path, identity: str, iterations: Sequence[int]) -> None:

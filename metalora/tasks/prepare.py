@@ -1,6 +1,7 @@
 """`metalora prepare`: the people and the benchmark, rendered or checked and encoded, before anything is trained."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from metalora.people.curation import READABLE, REFERENCE_AGAIN, check_curation
 from metalora.people.folder import PersonFolder, describe, photos_digest, scan_people
 from metalora.perception.eyes import eyes_visible
 from metalora.perception.pose import head_pose
+from metalora.tasks.artifact import MANIFEST, leased
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.protocol import JOBS, Asked
 from metalora.tasks.protocol import write_jobs as write_job_lines
@@ -130,15 +132,27 @@ def ensure_stage1(setting: Setting, *, class_noun: str, progress: Progress) -> P
     if setting["people.kind"] == "mini":
         from metalora.miniworld.phd import write_people
 
-        write_people(
-            root,
-            "stage1",
-            class_noun,
-            count=setting["people.count"],
-            photos=setting["people.photos"],
-            progress=progress,
-        )
+        with _rendering(root, progress) as owned:
+            write_people(
+                root,
+                "stage1",
+                class_noun,
+                count=setting["people.count"],
+                photos=setting["people.photos"],
+                progress=owned,
+            )
     return root
+
+
+@contextlib.contextmanager
+def _rendering(root: Path, progress: Progress) -> Iterator[Progress]:
+    """One process at a time renders the people in a folder; the others wait and find them there."""
+    if (root / MANIFEST).is_file():  # rendered; perhaps where nobody may write
+        yield progress
+        return
+    with leased(root.with_name(f".{root.name}.lease"), progress, what=root.name) as owned:
+        assert owned is not None
+        yield owned
 
 
 def stage1_people(setting: Setting, class_noun: str) -> tuple[PersonFolder, ...]:
@@ -192,9 +206,11 @@ def ensure_benchmark(setting: Setting, *, progress: Progress) -> Path:
     if name == "mini_phd":
         from metalora.miniworld.phd import write_mini_phd
 
-        write_mini_phd(root, progress=progress)
+        with _rendering(root, progress) as owned:
+            write_mini_phd(root, progress=owned)
     elif name == "mini_validation":
         from metalora.miniworld.phd import write_mini_validation
 
-        write_mini_validation(root, progress=progress)
+        with _rendering(root, progress) as owned:
+            write_mini_validation(root, progress=owned)
     return root

@@ -10,11 +10,16 @@ from omegaconf import DictConfig
 
 from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
+from metalora.core.notice import notice
 from metalora.evaluation.curves import CellKey
+from metalora.evaluation.score_table import read_scores
 from metalora.reporting.report import Report, write_report
-from metalora.tasks.artifact import config_hash, git_revision
+from metalora.tasks.artifact import config_hash, git_revision, stored_hash
+from metalora.tasks.loggers import tracked, with_logger
 from metalora.tasks.setting import Setting
 from metalora.tasks.study import newest_study, runs, used
+from metalora.tasks.told_scores import tell_cells
+from metalora.tasks.tracking import Thing
 
 WORLDS = {
     "mini": "the mini world: synthetic people, tiny models",
@@ -28,7 +33,7 @@ WORLDS = {
 
 def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
-    setting = Setting.of(cfg)
+    setting = with_logger(Setting.of(cfg), say=notice)
     folder = Path(setting["scores"])
     study = newest_study(folder)
     if study is None:
@@ -39,9 +44,21 @@ def run(cfg: DictConfig) -> None:
     facts = earlier[-1]["facts"] if earlier else {"scores": str(folder)}
     wall = sum(run["seconds"] for run in earlier) if earlier else None
     outcome = report(folder, study=study, headline=setting["headline"], facts=facts, wall=wall)
+    tell_study(setting, folder=folder, study=study, task="report")
     print(outcome.text)
     print(outcome.headline)
     print(f"report: {outcome.index}")
+
+
+def tell_study(setting: Setting, *, folder: Path, study: str, task: str) -> None:
+    """The trade-off of a whole study to the dashboard, and which scores it came from."""
+    digest = config_hash({"task": task, "study": study})
+    with tracked(setting, task=task, digest=digest, folder=folder / "report", facts={"method": "several"}) as tracker:
+        if tracker.listens:
+            found = used(folder, study).scores
+            tell_cells(tracker, read_scores(found))
+            for scores in found:
+                tracker.used(Thing("scores", stored_hash(scores.parent)))
 
 
 def facts_of(setting: Setting, *, overrides: Sequence[str]) -> dict[str, str]:

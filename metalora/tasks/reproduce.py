@@ -23,15 +23,17 @@ from metalora.reporting.report import Report
 from metalora.tasks.artifact import Artifact, config_hash
 from metalora.tasks.evaluate import evaluate
 from metalora.tasks.generate import embedded_prompts, generate
+from metalora.tasks.loggers import with_logger
 from metalora.tasks.meta_train import artifact_of as prior_artifact
 from metalora.tasks.meta_train import meta_train
 from metalora.tasks.personalize import personalize
 from metalora.tasks.prepare import CLASSES, ensure_benchmark, ensure_stage1
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.protocol import prompts_of, subjects_of
-from metalora.tasks.report import facts_of, report
+from metalora.tasks.report import facts_of, report, tell_study
 from metalora.tasks.setting import Setting
-from metalora.tasks.study import Clock, given_priors, is_whole, study_hash
+from metalora.tasks.study import Clock, given_priors, is_whole, study_hash, used
+from metalora.tasks.told_scores import last_scores
 from metalora.tasks.workers import Job, run_jobs, worker_plan
 from metalora.training.cohorts import lora_path
 
@@ -39,8 +41,8 @@ REFRESH_SECONDS = 60.0
 """A report costs seconds of a core that trains: it is not written more often."""
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the report and the score tables it stands on."""
     from hydra.core.hydra_config import HydraConfig
 
     setting = Setting.of(cfg)
@@ -51,6 +53,7 @@ def run(cfg: DictConfig) -> None:
     )
     started = time.monotonic()
     with Board() as board, contextlib.ExitStack() as stack:
+        setting = with_logger(setting, say=board.say)
         _prepare(setting, progress=board.reporter("prepare"))
         board.finish("prepare")
         folder, study = Path(setting["paths.outputs"]) / setting["name"], study_hash(setting)
@@ -70,6 +73,7 @@ def run(cfg: DictConfig) -> None:
             board.say(f"done: {name}")
             if name.startswith("score"):
                 tables.append(result)
+                board.scores(last_scores(result, of=name))
             if name.startswith("score") and time.monotonic() - refreshed > REFRESH_SECONDS:
                 refresh()
                 refreshed = time.monotonic()
@@ -83,9 +87,11 @@ def run(cfg: DictConfig) -> None:
             run_jobs(jobs_of(setting), workers=workers, threads=threads, board=board, finished=finished)
             done.write(tables)
         outcome = refresh()
+        tell_study(setting, folder=folder, study=study, task="reproduce")
     print(outcome.text)
     print(outcome.headline)
     print(f"report: {outcome.index}")
+    return [outcome.index, *used(folder, study).scores]
 
 
 class _Done:

@@ -87,18 +87,22 @@ def learn(setting: Setting, rival: Rival, *, subjects: Sequence[Subject], class_
     }
     folder = setting.folder("rival", f"{rival.name}-{class_noun}", Artifact(Path(), config).hash)
     artifact = Artifact(folder, config)
-    if artifact.complete and all(file_of(folder, subject.identity).is_file() for subject in subjects):
-        return folder
-    artifact.begin()
-    folder.mkdir(parents=True, exist_ok=True)
-    trained = {}
-    if rival.crops is not None:
-        people = [PersonFolder(s.identity, s.class_noun, (s.reference,)) for s in subjects]
-        mode = "crops" if rival.crops else "whole"
-        trained = {p.identity: p for p in encode_references(setting, people, mode=mode, progress=progress)}
-    sitters = [Sitter(s.identity, s.class_noun, s.reference, trained.get(s.identity)) for s in subjects]
-    rival.learn(sitters, out=folder, progress=lambda done, total: progress(f"learn {rival.name}", done, total))
-    artifact.finish(iterations=rival.iterations, references={s.identity: s.reference.name for s in subjects})
+
+    def there() -> bool:
+        return artifact.complete and all(file_of(folder, subject.identity).is_file() for subject in subjects)
+
+    with artifact.making(progress, done=there) as owned:
+        if owned is None:
+            return folder
+        artifact.begin()
+        trained = {}
+        if rival.crops is not None:
+            people = [PersonFolder(s.identity, s.class_noun, (s.reference,)) for s in subjects]
+            mode = "crops" if rival.crops else "whole"
+            trained = {p.identity: p for p in encode_references(setting, people, mode=mode, progress=owned)}
+        sitters = [Sitter(s.identity, s.class_noun, s.reference, trained.get(s.identity)) for s in subjects]
+        rival.learn(sitters, out=folder, progress=lambda done, total: owned(f"learn {rival.name}", done, total))
+        artifact.finish(iterations=rival.iterations, references={s.identity: s.reference.name for s in subjects})
     return folder
 
 
@@ -149,24 +153,25 @@ def draw(
     }
     label = f"{rival.name}-{class_noun}"
     artifact = Artifact(setting.folder("generate", label, Artifact(Path(), config, digests).hash), config, digests)
-    if artifact.complete:
-        return artifact.folder
-    artifact.begin()
-    for done, (identity, own) in enumerate(jobs.items()):
-        progress(f"generate {rival.name}", done, len(jobs))
-        own_texts = rival.texts(files[identity], {job.prompt for job in own}, class_noun=class_noun)
-        with rival.applied(files[identity]):
-            make_images(
-                setting.backbone,
-                own,
-                steps=sampling["steps"],
-                guidance=sampling["guidance"],
-                size=(height, width),
-                batch_size=sampling["batch_size"],
-                texts=own_texts or texts,
-                out=artifact.folder,
-            )
-    artifact.finish(images=sum(map(len, jobs.values())))
+    with artifact.making(progress) as owned:
+        if owned is None:
+            return artifact.folder
+        artifact.begin()
+        for done, (identity, own) in enumerate(jobs.items()):
+            owned(f"generate {rival.name}", done, len(jobs))
+            own_texts = rival.texts(files[identity], {job.prompt for job in own}, class_noun=class_noun)
+            with rival.applied(files[identity]):
+                make_images(
+                    setting.backbone,
+                    own,
+                    steps=sampling["steps"],
+                    guidance=sampling["guidance"],
+                    size=(height, width),
+                    batch_size=sampling["batch_size"],
+                    texts=own_texts or texts,
+                    out=artifact.folder,
+                )
+        artifact.finish(images=sum(map(len, jobs.values())))
     return artifact.folder
 
 

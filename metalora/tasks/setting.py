@@ -52,6 +52,12 @@ class Setting:
         """A copy with some top-level values replaced; built models are not carried over."""
         return Setting(self.values | values)
 
+    def sharing(self, **values: Any) -> "Setting":
+        """The same as `changed`, with the models built so far: for values that no model depends on."""
+        copy = self.changed(**values)
+        vars(copy).update({name: model for name, model in vars(self).items() if name != "values"})
+        return copy
+
     def at_benchmark(self, root: Path) -> "Setting":
         """A copy whose benchmark lies in another folder."""
         return self.changed(benchmark=self.values["benchmark"] | {"root": str(root)})

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-from metalora.core.errors import TERMINATED, UserError
+from metalora.core.errors import INTERRUPTED, TERMINATED, UserError
 from metalora.core.memory import free_memory, keep_freed_memory
+from metalora.core.notice import heard_by, notice
 from metalora.tasks.progress import Board, Progress
 
 _QUEUE: Any = None
@@ -61,9 +62,35 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started inside begin with Ctrl-C held back, so that none is caught by it while it still imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _ignore_ctrl_c() -> None:
+    """A terminal sends Ctrl-C to every process; the parent tells its workers itself. A training still hears it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _start_manager() -> None:
+    _ignore_ctrl_c()
+    _leave_with_parent()
+
+
 def _start_worker(channel: Any, threads: int) -> None:
     global _QUEUE
     _QUEUE = channel
+    _ignore_ctrl_c()
     _leave_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     keep_freed_memory()
@@ -77,12 +104,19 @@ def _run_in_worker(job: Job) -> Any:
         with contextlib.suppress(Exception):  # a lost progress message must not end a training
             _QUEUE.put_nowait((job.name, stage, done, total))
 
+    def hear(text: str) -> None:
+        with contextlib.suppress(Exception):
+            _QUEUE.put_nowait((job.name, text, 0, 0))
+
     try:
-        return job.function(*job.arguments, progress=report)
+        with heard_by(hear):
+            return job.function(*job.arguments, progress=report)
     except SystemExit as stop:  # asked to end, and what was trained is saved: waiting for another job could be for ever
         if stop.code == TERMINATED:
             os._exit(TERMINATED)
         raise
+    except KeyboardInterrupt:  # a training heard the terminal's Ctrl-C, and saved
+        os._exit(INTERRUPTED)
     finally:
         free_memory()
 
@@ -95,7 +129,10 @@ def _drained(channel: Any, board: Board) -> Iterator[None]:
         while not stop.is_set():
             with contextlib.suppress(queue.Empty, EOFError, OSError):
                 name, stage, done, total = channel.get(timeout=0.2)
-                board.update(name, stage, done, total)
+                if total:
+                    board.update(name, stage, done, total)
+                else:
+                    board.say(f"{name}: {stage}")
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
@@ -107,22 +144,39 @@ def _drained(channel: Any, board: Board) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminating_together() -> Iterator[None]:
-    """A SIGTERM ends the workers too: each saves what it trains."""
+def _ending_together() -> Iterator[None]:
+    """A SIGTERM or a Ctrl-C ends the workers too: each saves what it trains. A second Ctrl-C ends them now."""
+    asked = False
 
     def end(number: int, frame: object) -> None:
         for child in multiprocessing.active_children():
             child.terminate()
         raise SystemExit(TERMINATED)
 
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal asked
+        again, asked = asked, True
+        for child in multiprocessing.active_children():
+            if again:
+                child.kill()
+            else:
+                child.terminate()
+        if not again:
+            text = "the workers save what they train; Ctrl-C again stops now"
+            threading.Thread(target=notice, args=(text,), daemon=True).start()
+            raise KeyboardInterrupt
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, end)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run_jobs(
@@ -150,12 +204,14 @@ def run_jobs(
         return
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
-    manager.start(_leave_with_parent)
+    with _deaf():
+        manager.start(_start_manager)
     channel = manager.Queue()
+    board.expect(len(jobs))
     waiting, running, done = list(jobs), {}, set()
     with (
         manager,
-        _terminating_together(),
+        _ending_together(),
         _drained(channel, board),
         ThreadPoolExecutor(1) as teller,
         ProcessPoolExecutor(
@@ -168,7 +224,8 @@ def run_jobs(
             ready = [job for job in waiting if set(job.needs) <= done] if failure is None else []
             for job in sorted(ready, key=lambda item: -item.priority)[: workers - len(running)]:
                 waiting.remove(job)
-                running[pool.submit(_run_in_worker, job)] = job
+                with _deaf():
+                    running[pool.submit(_run_in_worker, job)] = job
             if not running:
                 break
             ended: set[Future[Any]] = wait(running, return_when=FIRST_COMPLETED).done
@@ -197,6 +254,7 @@ def run_jobs(
 
 
 def _run_here(jobs: Sequence[Job], *, board: Board, finished: Callable[[str, Any], None]) -> None:
+    board.expect(len(jobs))
     waiting, done = list(jobs), set()
     while waiting:
         job = max((job for job in waiting if set(job.needs) <= done), key=lambda item: item.priority)

@@ -7,15 +7,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.optimizer import BankAdamW
 from metalora.core.contracts import Batch
-from metalora.core.schedule import SLOTS, BucketPlan
+from metalora.core.metric_names import BUCKET, PHASE
+from metalora.core.schedule import SLOTS
+from metalora.people.share import Share
 from metalora.training.monitor import due
 
 
-def bank_identities(plan: BucketPlan, *, slots: str) -> list[str]:
-    """The names of the bank's rows at the start: everybody when rows persist, else one name per slot."""
-    if slots == "persist":
-        return sorted(plan.images)
-    return [f"slot {slot}" for slot in range(plan.slots)]
+def bank_identities(share: Share) -> list[str]:
+    """The names of a process's rows at the start: its people when rows persist, else one name per slot."""
+    plan = share.plan
+    names = sorted(plan.images) if share.slots == "persist" else [f"slot {slot}" for slot in range(plan.slots)]
+    return [names[row] for row in share.rows_of(share.rank)]
 
 
 class BucketSchedule(Callback):
@@ -26,26 +28,26 @@ class BucketSchedule(Callback):
     What a visit did at its start is in the bank's saved state, so a run resumed inside a visit only takes its seats.
 
     Args:
-        plan: the schedule.
-        bank: made with `bank_identities(plan, slots=slots)`.
-        slots: reset, reuse or persist.
+        share: the schedule, and whose rows are in the bank.
+        bank: made with `bank_identities(share)`.
     """
 
-    def __init__(self, plan: BucketPlan, bank: AdapterBank, *, slots: str) -> None:
-        assert slots in SLOTS
-        self.plan, self.bank, self.slots = plan, bank, slots
+    def __init__(self, share: Share, bank: AdapterBank) -> None:
+        assert share.slots in SLOTS
+        self.plan, self.share, self.bank, self.slots = share.plan, share, bank, share.slots
         self._seated = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Bring the bank to where the schedule stands at this iteration."""
         visit = self.plan.visit(batch.iteration)
         if visit.index != self._seated:
-            self._seat(trainer, visit.index, self.plan.buckets[visit.bucket], begins=visit.position == 0)
+            seated = self.share.seated(self.plan.buckets[visit.bucket])
+            self._seat(trainer, visit.index, seated, begins=visit.position == 0)
         if self.bank.train_meta_down == visit.warm_up:
             self.bank.train_meta_down = not visit.warm_up
         if due(trainer, batch):
-            values: dict[str, Any] = {"train/bucket": float(visit.bucket), "train/phase": float(not visit.warm_up)}
-            pl_module.log_dict(values, batch_size=len(batch.samples))
+            values: dict[str, Any] = {BUCKET.name: float(visit.bucket), PHASE.name: float(not visit.warm_up)}
+            pl_module.log_dict(values, batch_size=len(batch.samples), logger=False)
 
     def _seat(self, trainer: Trainer, visit: int, bucket: tuple[str, ...], *, begins: bool) -> None:
         self._seated = visit

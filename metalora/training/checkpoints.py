@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from metalora.core.atomic import write_bytes
 from metalora.core.contracts import Batch
 from metalora.core.errors import UserError
+from metalora.core.notice import notice
+from metalora.training.identity_parallel import IdentityParallel, agreed
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -138,7 +140,8 @@ class Exporter(Callback):
 class StateKeeper(Checkpoint):
     """Saves the state every so often, at the end, and when the run is asked to stop.
 
-    A first Ctrl-C ends the run after the iteration at hand with its state saved; a second one aborts at once. As a
+    A first Ctrl-C ends the run after the iteration at hand with its state saved; a second one aborts at once. Several
+    processes stop and save together, at an iteration they agree upon (`agreed`). As a
     Checkpoint it runs after the other callbacks: what an iteration exports is on disk before the state says so.
 
     Args:
@@ -159,36 +162,56 @@ class StateKeeper(Checkpoint):
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.path, self.end, self.seconds, self.every, self.check = path, end, seconds, every, check
-        self.interrupted = False
+        self.interrupted = self.terminated = False
+        self._tells = True
         self._saved_at = time.monotonic()
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for Ctrl-C."""
-        self._saved_at = time.monotonic()
+        """Listen for Ctrl-C; as one of several processes also for SIGTERM, which Lightning would obey alone."""
+        self._saved_at, self._tells = time.monotonic(), trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+            if isinstance(trainer.strategy, IdentityParallel):
+                launcher = trainer.strategy.launcher
+
+                def terminate(number: int, frame: FrameType | None) -> None:
+                    if launcher is not None and not self.terminated:
+                        launcher.kill(signal.SIGTERM)
+                    self.terminated = True
+
+                self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, terminate)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self._tells:
+            return
+        # Not from here: whoever holds the terminal's lock may be what was interrupted.
+        text = "saving after the iteration at hand; Ctrl-C again stops now"
+        threading.Thread(target=notice, args=(text,), daemon=True).start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Save if it is time."""
         done = batch.iteration + 1
-        stop = self.interrupted or trainer.received_sigterm
+        self.terminated |= trainer.received_sigterm
         late = time.monotonic() - self._saved_at >= self.seconds
+        interrupted, terminated, late = agreed(
+            (self.interrupted, self.terminated, late), trainer, iteration=batch.iteration
+        )
+        stop = interrupted or terminated
         if stop or late or done == self.end or (self.every and done % self.every == 0):
             self.check()
             trainer.save_checkpoint(self.path)
             self._saved_at = time.monotonic()
         if stop:
+            self.interrupted, self.terminated = interrupted, terminated
             trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave Ctrl-C to whoever had it before."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

@@ -1,11 +1,12 @@
 """Stage 1 (Algorithm 1): many people in, a Meta-Down out."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
@@ -17,9 +18,12 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.lease import Lease
+from metalora.core.metric_names import BUCKET, NORM_META_DOWN, NORMS, PHASE
 from metalora.core.schedule import SLOTS, BucketPlan
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import IdentityBucketSampler
+from metalora.people.share import Share
 from metalora.training.bucket_schedule import BucketSchedule, bank_identities
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.configuration import (
@@ -30,7 +34,9 @@ from metalora.training.configuration import (
     read_metadata,
     to_metadata,
 )
+from metalora.training.identity_parallel import IdentityParallel, summed
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
+from metalora.training.ranks import Ranks
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
 
@@ -59,16 +65,22 @@ class MetaTraining(LightningModule):
         """The sum over identities of each one's mean loss."""
         loss = diffusion_loss(self.backbone, self.bank, batch, guidance=self.recipe.guidance)
         self._log_due = due(self.trainer, batch)
+        self._part = len({sample.identity for sample in batch.samples}) / (batch.people or 1)
         return {"loss": loss.total, "mean": loss.mean, "finite_B": loss.finite_B}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each identity by its own norm, Meta-Down by its own."""
         if self._log_due or self.recipe.gradient_clip is not None:
-            norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+            norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip, parts=self._log_due)
         if self._log_due:
-            self.log_dict(
-                {"train/grad_norm_meta_down": norms.meta_down, "train/grad_norm_rows": norms.rows}, batch_size=1
-            )
+            told = norms.named()  # Meta-Down's gradient is everybody's already
+            names = [metric.name for metric in NORMS]
+            means = self._of_all(torch.stack([told[name] for name in names]))
+            self.log_dict(told | dict(zip(names, means, strict=True)), batch_size=1, logger=False)
+
+    def _of_all(self, means: Tensor) -> Tensor:
+        """Means over this process's identities of the iteration as means over everybody's."""
+        return summed(means * self._part if self._part else torch.zeros_like(means), self.trainer)
 
     def configure_optimizers(self) -> BankAdamW:
         """One optimizer with two groups, so that Lightning's global_step counts iterations."""
@@ -90,6 +102,7 @@ def run_meta_training(
     out: Path,
     rank: int = 1,
     slots: str = "reset",
+    balance: int = 1,
     gradient_clip: float | None = None,
     weight_decay: float = 0.01,
     prior_every: int | None = None,
@@ -103,6 +116,7 @@ def run_meta_training(
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
     memory_plan: MemoryPlan | None = None,
+    ranks: Ranks | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Train a prior and write `out/prior.safetensors`; continue a cut or shorter run; return at once when it is there.
@@ -115,22 +129,26 @@ def run_meta_training(
         batch_size: samples per iteration.
         rank: r2 of the identities' Mid and Up during Stage 1.
         slots: reset, reuse or persist; see `BucketSchedule`.
+        balance: see `IdentityBucketSampler`.
         prior_every: also write `prior-<iterations>.safetensors` at multiples of this.
         checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
         texts: caption to its embedding, a single row; by default the backbone embeds them.
         metadata: kept in the prior's header, e.g. class_noun.
         memory_plan: what memory was expected to peak at.
+        ranks: the processes that train together; one by default. Every one calls this function with the same values.
         say: told one line about buckets, and about images that are not used.
 
     Returns:
         the prior's path.
 
     Raises:
-        UserError: numbers that cannot work together, a folder of another or a longer run, a full disk.
+        UserError: numbers that cannot work together, a folder of another or a longer run, a full disk, a lost process.
         KeyboardInterrupt: asked to stop; the state is saved.
     """
     if slots not in SLOTS:
         raise UserError("no such way to treat slots", expected=", ".join(SLOTS), got=slots, key="stage1.slots")
+    if balance < 1:
+        raise UserError("no such balance", expected="1 or more", got=str(balance), key="stage1.balance")
     plan = BucketPlan(
         photos_of(people),
         q_bucket=q_bucket,
@@ -140,6 +158,9 @@ def run_meta_training(
         uses_per_example=uses_per_example,
         seed=seed,
     )
+    ranks = ranks or Ranks()
+    share = Share(plan, slots, rank=ranks.rank, world=ranks.world)
+    first = ranks.rank == 0
     recipe = Recipe(learning_rate=learning_rate, weight_decay=weight_decay, gradient_clip=gradient_clip)
     configuration = {
         "backbone": backbone.fingerprint,
@@ -150,10 +171,11 @@ def run_meta_training(
         "stage1.slots": slots,
         **{f"stage1.{key}": getattr(plan, key) for key in ("q_bucket", "q_warmup", "batch_size", "uses_per_example")},
         **{f"stage1.{key}": value for key, value in asdict(recipe).items()},
+        **({} if balance == 1 else {"stage1.balance": balance}),
         **quantization_of(backbone),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock"):
+    with Lease(out / ".lease", what=out.name) if first else contextlib.nullcontext():
         missing = _missing_priors(out, configuration, q_total=q_total, prior_every=prior_every)
         if not missing:
             return out / PRIOR
@@ -161,17 +183,24 @@ def run_meta_training(
         if state is not None:
             check_same(configuration, state.configuration, where=out / STATE)
         layers = backbone.layer_shapes
-        bank = AdapterBank(
-            layers, identities=bank_identities(plan, slots=slots), rank=rank, meta_rank=meta_rank, seed=seed
-        )
-        sampler = IdentityBucketSampler(plan, people, slots=slots)
+        bank = AdapterBank(layers, identities=bank_identities(share), rank=rank, meta_rank=meta_rank, seed=seed)
+        sampler = IdentityBucketSampler(plan, people, slots=slots, balance=balance)
         if say is not None:
             say(
                 plan.note() + (f"; {unused} images of rare shapes are not used" if (unused := sampler.unused()) else "")
             )
+            if ranks.world > 1:
+                visit = range(min(q_bucket, q_total))
+                load = sum(max(share.loads(sampler.samples(iteration))) for iteration in visit) / len(visit)
+                say(
+                    f"{ranks.world} processes; of an iteration's {batch_size} samples, {batch_size / ranks.world:g} "
+                    f"each, the busiest one has {load:.1f} on average"
+                )
         header = {**(metadata or {}), **to_metadata(configuration), "people": str(len(people)), "rank": str(rank)}
 
         def export(iterations: int) -> None:
+            if not first:  # Meta-Down is the same everywhere
+                return
             for path in missing[iterations]:
                 clear_leftovers(path)
                 with writing(path):
@@ -185,11 +214,12 @@ def run_meta_training(
 
         finite = FiniteLoss(bank, key="stage1.learning_rate")
         hooks: list[Callback] = [
-            BucketSchedule(plan, bank, slots=slots),
+            BucketSchedule(share, bank),
             finite,
             Metrics(
                 out / "metrics.csv",
-                columns=("train/grad_norm_meta_down", "train/grad_norm_rows", "train/bucket", "train/phase"),
+                columns=[metric.name for metric in (NORM_META_DOWN, *NORMS, BUCKET, PHASE)],
+                warm_up=lambda iteration: plan.visit(iteration).warm_up,
             ),
             Exporter(missing, export, check=finite.check),
             *callbacks,
@@ -202,7 +232,14 @@ def run_meta_training(
         try:
             fit(
                 MetaTraining(backbone, bank, recipe=recipe, configuration=configuration),
-                IdentityDataModule(people, sampler=sampler, texts=texts, objective=backbone.objective, seed=seed),
+                IdentityDataModule(
+                    people,
+                    sampler=sampler,
+                    texts=texts,
+                    objective=backbone.objective,
+                    seed=seed,
+                    part=share.samples,
+                ),
                 keeper=StateKeeper(
                     out / STATE, end=q_total, seconds=checkpoint_seconds, every=checkpoint_every, check=finite.check
                 ),
@@ -213,6 +250,7 @@ def run_meta_training(
                 log_every=log_every,
                 memory_key="stage1.batch_size",
                 plan=memory_plan,
+                parallel=IdentityParallel(ranks, share=share, bank=bank) if ranks.world > 1 else None,
             )
         finally:
             eject(injection)

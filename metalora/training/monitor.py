@@ -1,7 +1,8 @@
 """What a run tells while it runs: metrics.csv beside its files, and progress to whoever asked."""
 
+import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,47 @@ from metalora.adapters.bank import AdapterBank
 from metalora.core.atomic import write_bytes
 from metalora.core.contracts import Batch, Sample
 from metalora.core.errors import UserError
+from metalora.core.metric_names import ITERATION, LOSS, LOSS_META, LOSS_WARM_UP
 from metalora.core.schedule import BucketPlan
 from metalora.training.checkpoints import writing
+from metalora.training.identity_parallel import summed
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total)."""
 
 
 class Metrics(Callback):
-    """Logs `train/loss` (mean over the iterations since the last row) and keeps all logged metrics in a CSV file.
+    """Writes the row that is due to a CSV file, and to the trainer's loggers: the loss (mean over the iterations since
+    the last row, apart by phase where there are phases) and what the module and other callbacks logged.
 
-    A row is due every `log_every_n_steps` of the trainer. A resumed run first drops the rows beyond its own start, and
-    the losses of the unfinished row are in its saved state: a cut run ends up with the file of the uncut one.
+    A row is due every `log_every_n_steps` of the trainer; only then is the device asked for numbers. A resumed run
+    first drops the rows beyond its own start, and the losses of the unfinished row are in its saved state: a cut run
+    ends up with the file of the uncut one. Several processes add their losses up for a row and for a state, and the
+    first one writes.
 
     Args:
         path: the CSV file.
         columns: what the module and other callbacks log when a row is due.
+        warm_up: whether an iteration (from 0) belongs to a warm-up; None: there is none.
     """
 
-    def __init__(self, path: Path, *, columns: Sequence[str] = ()) -> None:
-        self.path, self.columns = path, tuple(columns)
+    def __init__(
+        self, path: Path, *, columns: Sequence[str] = (), warm_up: Callable[[int], bool] | None = None
+    ) -> None:
+        self.path, self.columns, self._warm_up = path, tuple(columns), warm_up
         self._losses: list[Tensor] = []
+        self._trainer: Trainer | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The file's columns."""
+        phases = [] if self._warm_up is None else [LOSS_WARM_UP.name, LOSS_META.name]
+        return [ITERATION, LOSS.name, *phases, *self.columns]
 
     def state_dict(self) -> dict[str, Any]:
         """Losses since the last row."""
-        return {"losses": torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)}
+        losses = torch.stack(self._losses) if self._losses else torch.zeros(0)
+        return {"losses": losses.cpu() if self._trainer is None else summed(losses, self._trainer).cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the unfinished row."""
@@ -45,13 +62,18 @@ class Metrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what earlier runs wrote up to where this one starts."""
+        self._trainer = trainer
+        if not trainer.is_global_zero:  # what was summed up is the first process's
+            self._losses = [torch.zeros_like(loss) for loss in self._losses]
+            return
         kept = []
         if self.path.is_file():
-            lines = self.path.read_text().splitlines(keepends=True)[1:]
-            kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= trainer.global_step]
-        header = ",".join(("iteration", "train/loss", *self.columns)) + "\n"
+            lines = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            for row in csv.DictReader(lines):
+                if int(row[ITERATION]) <= trainer.global_step:
+                    kept.append(",".join(row.get(name) or "" for name in self.names) + "\n")
         with writing(self.path):
-            write_bytes(self.path, (header + "".join(kept)).encode())
+            write_bytes(self.path, (",".join(self.names) + "\n" + "".join(kept)).encode())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -60,12 +82,29 @@ class Metrics(Callback):
         self._losses.append(outputs["mean"])
         if not due(trainer, batch):
             return
-        loss = float(torch.stack([value.to(self._losses[-1].device) for value in self._losses]).mean())
+        losses = summed(torch.stack([value.to(self._losses[-1].device) for value in self._losses]), trainer)
         self._losses.clear()
-        pl_module.log("train/loss", loss, batch_size=len(batch.samples))
-        values = [loss, *(float(trainer.callback_metrics[name]) for name in self.columns)]
+        if not trainer.is_global_zero:
+            return
+        values = {LOSS.name: float(losses.mean())}
+        if self._warm_up is not None:
+            warm = torch.tensor([self._warm_up(batch.iteration - age) for age in reversed(range(len(losses)))])
+            values |= {
+                metric.name: float(losses[chosen.to(losses.device)].mean())
+                for metric, chosen in ((LOSS_WARM_UP, warm), (LOSS_META, ~warm))
+                if chosen.any()
+            }
+        values |= {name: float(trainer.callback_metrics[name]) for name in self.columns}
+        cells = (f"{values[name]:.8g}" if name in values else "" for name in self.names[1:])
         with writing(self.path), self.path.open("a") as file:
-            file.write(",".join([str(batch.iteration + 1), *(f"{value:.8g}" for value in values)]) + "\n")
+            file.write(",".join([str(batch.iteration + 1), *cells]) + "\n")
+        tell(trainer, values, iteration=batch.iteration + 1)
+
+
+def tell(trainer: Trainer, values: Mapping[str, float], *, iteration: int) -> None:
+    """Hand numbers to the trainer's loggers, at the iteration that metrics.csv names."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=iteration)
 
 
 class FiniteLoss(Callback):
@@ -114,7 +153,7 @@ class FiniteLoss(Callback):
         if not self._unseen:
             return
         steps, self._unseen = self._unseen, []
-        flags = torch.stack([finite_B for _, _, finite_B in steps]).cpu()
+        flags = torch.cat([finite_B for _, _, finite_B in steps]).cpu().split([len(samples) for _, samples, _ in steps])
         for (iteration, samples, _), finite_B in zip(steps, flags, strict=True):
             if not finite_B.all():
                 lost = [s.identity for s, finite in zip(samples, finite_B.tolist(), strict=True) if not finite]
@@ -159,4 +198,10 @@ class ProgressReport(Callback):
             return self._label
         visit = self._plan.visit(iteration)
         phase = "warm-up" if visit.warm_up else "Meta-Down"
-        return f"{self._label}, bucket {visit.index + 1}/{self._plan.visits}, {phase}"
+        people = len(self._plan.buckets[visit.bucket])
+        return f"{self._label}, bucket {visit.index + 1}/{self._plan.visits}, {phase}, {counted(people)}"
+
+
+def counted(people: int) -> str:
+    """`1 person`, `16 people`."""
+    return "1 person" if people == 1 else f"{people} people"

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
@@ -17,14 +16,17 @@ from metalora.adapters.optimizer import BankAdamW
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
+from metalora.core.lease import Lease
+from metalora.core.metric_names import NORMS
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
 from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, quantization_of, tensors_hash, to_metadata
-from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
+from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, counted, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
+from metalora.training.wishes import Wishes, WishExporter
 
 
 class Personalization(LightningModule):
@@ -53,9 +55,9 @@ class Personalization(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Each person by their own norm."""
-        norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip)
+        norms = clip_gradients(self.bank, max_norm=self.recipe.gradient_clip, parts=self._log_due)
         if self._log_due:
-            self.log("train/grad_norm_rows", norms.rows, batch_size=1)
+            self.log_dict(norms.named(), batch_size=1, logger=False)
 
     def configure_optimizers(self) -> BankAdamW:
         """Only what has a gradient moves: the rows."""
@@ -146,10 +148,10 @@ def run_personalization(
     configurations = {person.identity: {**shared, "photos": people_hash([person])} for person in people}
     milestones = sorted(set(iterations))
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock"):
+    with Lease(out / ".lease", what=out.name):
         cohorts = plan_cohorts(out, people, configurations=configurations, milestones=milestones, size=cohort_size)
         for number, cohort in enumerate(cohorts, start=1):
-            label = f"Stage 2, {method} rank {rank}"
+            label = f"Stage 2, {method} rank {rank}, {counted(len(cohort.people))}"
             if len(cohorts) > 1:
                 label += f", cohort {number}/{len(cohorts)}"
             reports = [] if progress is None else [ProgressReport(progress, label=label, total=max(cohort.missing))]
@@ -222,8 +224,10 @@ def _train(
     captions = {person.identity: person.caption for person in cohort.people}
 
     def export(iterations: int) -> None:
-        for identity in cohort.missing[iterations]:
+        for identity in cohort.missing.get(iterations, captions):
             path = lora_path(out, identity, iterations)
+            if iterations not in cohort.missing and path.is_file():  # a wish that is fulfilled
+                continue
             facts = {"identity": identity, "caption": captions[identity], "iterations": str(iterations)}
             if identity in class_nouns:
                 facts["class_noun"] = class_nouns[identity]
@@ -247,8 +251,9 @@ def _train(
             callbacks=[
                 finite,
                 *callbacks,
-                Metrics(cohort.folder / "metrics.csv", columns=("train/grad_norm_rows",)),
+                Metrics(cohort.folder / "metrics.csv", columns=[metric.name for metric in NORMS]),
                 Exporter(cohort.missing, export, check=finite.check),
+                WishExporter(Wishes(out), own=cohort.missing, export=export, check=finite.check),
             ],
             # A state beyond a LoRA that is missing is of no use: that LoRA's iterations are done again.
             resume=state is not None and state.iterations < min(cohort.missing),

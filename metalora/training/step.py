@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.bank import AdapterBank
-from metalora.adapters.optimizer import clip_meta_down_, clip_rows_
+from metalora.adapters.optimizer import clip_meta_down_, clip_rows_, part_norms
 from metalora.core.contracts import Backbone, Batch, Sample
 from metalora.core.device import sent
 from metalora.core.flow import per_sample_loss
+from metalora.core.metric_names import NORM_META_DOWN, NORM_MID, NORM_ROWS, NORM_UP
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class StepLoss:
     total: Tensor
     """Sum over identities of each one's own mean: what is differentiated."""
     mean: Tensor
-    """The same divided by the number of identities, detached: what is logged."""
+    """The same divided by the iteration's number of identities, detached: what is logged. Where several processes share
+    an iteration, each one's part of the sum."""
     finite_B: Tensor
     """Which samples' losses are numbers, as booleans on the device: looking at them is left to `FiniteLoss`."""
 
@@ -49,6 +51,15 @@ class GradientNorms:
     """Of Meta-Down as a whole; 0 where it has no gradient."""
     rows: Tensor
     """Mean over identities of each one's norm."""
+    mid: Tensor | None = None
+    """The same of Mid alone (without Meta-Down: of Down), where it was asked for."""
+    up: Tensor | None = None
+    """The same of Up alone."""
+
+    def named(self) -> dict[str, Tensor]:
+        """What was measured, by the name it is logged under."""
+        found = {NORM_META_DOWN: self.meta_down, NORM_ROWS: self.rows, NORM_MID: self.mid, NORM_UP: self.up}
+        return {metric.name: norm for metric, norm in found.items() if norm is not None}
 
 
 def identity_weights(samples: Sequence[Sample]) -> Tensor:
@@ -66,6 +77,10 @@ def diffusion_loss(backbone: Backbone, bank: AdapterBank, batch: Batch, *, guida
     Args:
         guidance: the guidance embedding during training.
     """
+    if not batch.samples:
+        nothing = torch.zeros((), device=bank.rows.device)
+        none_B = torch.ones(0, dtype=torch.bool, device=bank.rows.device)
+        return StepLoss(total=nothing.clone().requires_grad_(), mean=nothing, finite_B=none_B)
     bank.set_route(batch.rows_B)
     objective, given = backbone.objective, (batch.latents_BCHW, batch.noise_BCHW, batch.t_B)
     x_t_BCHW = objective.noisy(*given)
@@ -73,14 +88,19 @@ def diffusion_loss(backbone: Backbone, bank: AdapterBank, batch: Batch, *, guida
     loss_B = per_sample_loss(prediction_BCHW, objective.target(*given))
     weight_B = sent(identity_weights(batch.samples), loss_B.device)
     total = (loss_B * weight_B).sum()
-    mean = total.detach() / len({sample.identity for sample in batch.samples})
+    mean = total.detach() / (batch.people or len({sample.identity for sample in batch.samples}))
     return StepLoss(total=total, mean=mean, finite_B=loss_B.detach().isfinite())
 
 
-def clip_gradients(bank: AdapterBank, *, max_norm: float | None) -> GradientNorms:
-    """Clip each identity's gradient by its own norm and Meta-Down's by its own; None only measures."""
+def clip_gradients(bank: AdapterBank, *, max_norm: float | None, parts: bool = False) -> GradientNorms:
+    """Clip each identity's gradient by its own norm and Meta-Down's by its own; None only measures.
+
+    Args:
+        parts: measure Mid and Up apart too, for the row of metrics that is due.
+    """
     limit = float("inf") if max_norm is None else max_norm
-    norms_K = clip_rows_(bank, max_norm=limit)
+    mid, up = [norms_K.mean() for norms_K in part_norms(bank)] if parts else (None, None)
+    rows = clip_rows_(bank, max_norm=limit).mean()
     if any(parameter.grad is not None for parameter in bank.meta_down.values()):
-        return GradientNorms(meta_down=clip_meta_down_(bank, max_norm=limit), rows=norms_K.mean())
-    return GradientNorms(meta_down=torch.zeros(()), rows=norms_K.mean())
+        return GradientNorms(meta_down=clip_meta_down_(bank, max_norm=limit), rows=rows, mid=mid, up=up)
+    return GradientNorms(meta_down=torch.zeros(()), rows=rows, mid=mid, up=up)

@@ -2,18 +2,21 @@
 
 import contextlib
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metalora.core.budget import MemoryPlan
 from metalora.core.device import explained
 from metalora.core.errors import TERMINATED
 from metalora.training.checkpoints import AtomicCheckpointIO, StateKeeper, clear_leftovers
+from metalora.training.identity_parallel import IdentityParallel
+from metalora.training.ranks import Ranks
 
 
 def fit(
@@ -28,6 +31,7 @@ def fit(
     log_every: int,
     memory_key: str = "batch_size, cohort_size",
     plan: MemoryPlan | None = None,
+    parallel: IdentityParallel | None = None,
 ) -> None:
     """Train until `keeper.end`, from the keeper's state or from the start.
 
@@ -35,23 +39,28 @@ def fit(
         device: cpu or cuda.
         memory_key: the configuration keys that say how much is trained at once.
         plan: what memory was expected to peak at, told when there is not enough.
+        parallel: the processes that train together, each calling this function; none: one process and one device.
 
     Raises:
-        UserError: the device's memory is full, or it failed; the last saved state is kept.
+        UserError: the device's memory is full, or it failed, or another process was lost; the last saved state is kept.
         KeyboardInterrupt: it was asked to stop; the state is saved.
         SystemExit: the same by SIGTERM, with status 143.
     """
-    clear_leftovers(keeper.path)
-    with _quiet():
+    ranks = Ranks() if parallel is None else parallel.ranks
+    if ranks.rank == 0:
+        clear_leftovers(keeper.path)
+    with _quiet(), _own_interrupts(), ranks.joined():
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
-            devices=1,
+            devices=ranks.devices,
+            num_nodes=ranks.nodes,
+            strategy=parallel or "auto",
             max_steps=keeper.end,
             max_epochs=-1,
             callbacks=[*callbacks, keeper],
-            # One process and one device, also inside a cluster job whose environment Lightning would act upon.
-            plugins=[AtomicCheckpointIO(), LightningEnvironment()],
-            logger=logger or False,
+            # Ours: one process stays one, also inside a cluster job whose environment Lightning would act upon.
+            plugins=[AtomicCheckpointIO(), ranks.environment()],
+            logger=(logger or False) if ranks.rank == 0 else False,
             log_every_n_steps=log_every,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -65,8 +74,14 @@ def fit(
                 trainer.fit(module, datamodule=data, ckpt_path=keeper.path if resume else None)
         except SIGTERMException:  # without a status of its own, it would pass for success
             raise SystemExit(TERMINATED) from None
+        except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt from None
     if keeper.interrupted:
         raise KeyboardInterrupt
+    if keeper.terminated:
+        raise SystemExit(TERMINATED)
     assert trainer.global_step == keeper.end, f"stopped at {trainer.global_step} of {keeper.end}"
 
 
@@ -84,3 +99,16 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Give Ctrl-C back to whoever had it: Lightning leaves it ignored after one, and its callbacks after an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEXT_TOKENS, make_tiny_flux
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
+from tiny_models import TEXT_TOKENS, make_tiny_flux
 from torch import Tensor
 
 from metalora.adapters.artifacts import load_lora, save_lora

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXT_TOKENS, make_tiny_flux
 from diffusers import FluxPipeline
+from tiny_models import TEXT_TOKENS, make_tiny_flux
 from torch import Tensor
 
 from metalora.adapters.artifacts import save_lora

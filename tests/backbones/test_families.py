@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_TOKENS, TEXT_WIDTH, make_tiny_flux, make_tiny_sd, make_tiny_sd3
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from PIL import Image
+from tiny_models import TEXT_TOKENS, TEXT_WIDTH, make_tiny_flux, make_tiny_sd, make_tiny_sd3
 
 from metalora.adapters.artifacts import load_lora, load_prior, save_lora
 from metalora.adapters.bank import AdapterBank

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_flux
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from tiny_models import make_tiny_flux
 
 from metalora.adapters.bank import row_sizes
 from metalora.adapters.inject import layer_shapes

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_flux, make_tiny_sd, make_tiny_sd3
+from tiny_models import make_tiny_flux, make_tiny_sd, make_tiny_sd3
 from torch import Tensor, nn
 
 from metalora.adapters.bank import AdapterBank
@@ -164,6 +164,11 @@ def test_a_block_that_has_run_leaves_nothing_on_the_device(
     assert not [it for it in came if it() is not None]
 
 
+def bases(folder: Path) -> list[Path]:
+    """Every kept base; leases have hidden folders beside them."""
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
 def quantized(flux: Path, root: Path, kind: str, **options: Any) -> DiffusersBackbone:
     memory = MemoryUse(quantization=kind, checkpointing=options.pop("checkpointing", "none"))
     return load_flux(flux, name="tiny", memory=memory, quantized=root, max_text_tokens=8, **options)
@@ -215,7 +220,7 @@ def test_a_quantized_base_is_kept_and_read_again(
     first = quantized(flux, tmp_path, kind)
     text = embedded(first)
     expected = step(first, text)
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (folder,) = bases(tmp_path)
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
     saved = json.loads((folder / "config.json").read_text())
     assert saved["quantization_config"]["quant_method"] == ("bitsandbytes" if kind == "nf4" else "torchao")
@@ -319,9 +324,9 @@ def test_a_half_written_quantized_base_is_made_again(
         patch.setattr(model, "save_pretrained", cut)
         with pytest.raises(KeyboardInterrupt):
             backbone.denoiser  # noqa: B018
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and not path.name.endswith(".partial")] == []
+    assert [path.name for path in bases(tmp_path) if not path.name.endswith(".partial")] == []
     step(quantized(flux, tmp_path, "int8"), embedded(backbone))
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+    assert len(bases(tmp_path)) == 1
 
 
 def test_attention_backends(flux: Path) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_tiny_flux, make_tiny_sd
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_models import make_tiny_flux, make_tiny_sd
 
 from metalora.configuration import conf_dir
 from metalora.core.errors import UserError

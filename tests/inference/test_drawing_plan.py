@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from allocations import allocated_peak
-from conftest import make_tiny_flux, make_tiny_sd
+from tiny_models import make_tiny_flux, make_tiny_sd
 
 from metalora.backbones.backbone import DiffusersBackbone
 from metalora.backbones.flux import load_flux

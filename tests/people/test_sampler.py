@@ -9,6 +9,7 @@ import torch
 from metalora.core.contracts import Sample, TrainingImage, TrainingPerson
 from metalora.core.schedule import BucketPlan
 from metalora.people.sampler import CohortSampler, IdentityBucketSampler, group_cohorts
+from metalora.people.share import Share
 
 SQUARE, TALL, WIDE = (64, 64), (88, 48), (48, 88)
 
@@ -185,3 +186,23 @@ def test_people_with_different_shapes_do_not_share_a_cohort() -> None:
     assert [[one.identity for one in cohort] for cohort in cohorts] == [["p0", "p3", "p6"], ["p1", "p2"], ["p4", "p5"]]
     with pytest.raises(AssertionError):
         CohortSampler(people, batch_size=1, seed=0)
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_a_balanced_batch_has_each_groups_share_and_uses_stay_even(processes: int) -> None:
+    people = [person(f"p{k}", {SQUARE: 12, TALL: 8}) for k in range(50)]
+    numbers = {"q_bucket": 60, "q_warmup": 20, "q_total": 60, "batch_size": 32, "uses_per_example": 1.92}
+    sampler = bucket_sampler(people, **numbers)
+    plain = visit_samples(sampler, 0)
+    balanced = visit_samples(IdentityBucketSampler(sampler.plan, people, slots="reset", balance=8), 0)
+    shares = [Share(sampler.plan, "reset", rank=rank, world=processes) for rank in range(processes)]
+    for batch in balanced:
+        parts = [share.samples(batch) for share in shares]
+        for share, part in zip(shares, parts, strict=True):
+            fair = 32 * len(share.rows_of(share.rank)) / 50
+            assert abs(len(part) - fair) <= 2 * 8 / processes
+    busiest = [sum(max(shares[0].loads(batch)) for batch in run) / len(run) for run in (plain, balanced)]
+    assert busiest[1] < busiest[0] - 0.5 and busiest[1] <= 32 / processes + 1.5
+    for run in (plain, balanced):
+        uses = Counter((sample.identity, sample.image) for batch in run for sample in batch)
+        assert len(uses) == 50 * 20 and max(uses.values()) - min(uses.values()) <= 1

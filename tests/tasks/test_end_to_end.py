@@ -93,6 +93,22 @@ def test_a_second_run_is_served_from_what_is_there(outputs: Path, capsys: pytest
     assert capsys.readouterr().out == served and "report:" in served
 
 
+def test_two_processes_train_the_prior_of_one(outputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stage1 = [word for word in SMALL if word.startswith(("people.", "stage1.", "meta_rank", "trainer."))]
+    stage1.append("stage1.uses_per_example=1")  # a bucket of all four people
+    for words in (["name=alone"], ["name=together", "trainer.devices=2"]):
+        main(["meta-train", "experiment=mini/reproduce", *stage1, *words])
+    together = next((outputs / "together" / "meta-train").glob("woman-*/prior.safetensors"))
+    alone = outputs / "alone" / "meta-train" / together.parent.name / together.name  # not another hash
+    ours, expected = load_prior(together), load_prior(alone)
+    assert ours.metadata == expected.metadata
+    largest = max(float((ours.meta_down[name] - expected.meta_down[name]).abs().max()) for name in expected.meta_down)
+    assert largest <= 2e-5, largest  # 1e-6 after 12 iterations; an iteration moves a number by up to 5e-3
+    told = capfd.readouterr().err
+    assert "2 processes; of an iteration's 4 samples, 2 each" in told
+    assert told.count("people in") == 2  # once a run: the other process is silent
+
+
 def test_what_is_lost_is_made_again(outputs: Path) -> None:
     lost = sorted((outputs / "reproduce" / "personalize").rglob("lora-000002.safetensors"))[0]
     before = lost.read_bytes()

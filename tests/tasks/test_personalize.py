@@ -1,6 +1,8 @@
 """Personalizing a folder of people: everybody's own class noun, and artifacts that know what they depend on."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from metalora.core.errors import UserError
 from metalora.people.folder import PersonFolder
 from metalora.tasks.personalize import artifact_of, personalize
 from metalora.tasks.setting import Setting
+from metalora.tasks.shards import shard_of
 from metalora.training.cohorts import lora_path
 
 
@@ -46,7 +49,7 @@ def setting(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> Setting:
             "seed": 0,
             "trainer": {"device": "cpu", "checkpoint_seconds": 60.0},
             "memory": {"name": "auto", "budget_gb": None, "checkpointing": "auto", "offload": "auto"},
-            "logger": {"name": "csv"},
+            "logger": {"name": "csv", "samples": 0, "sample_prompts": None},
             "scorer": {"detector": {"threshold": 0.9}},
         }
     )
@@ -146,3 +149,70 @@ def test_fewer_bits_are_another_artifact(setting: Setting, tmp_path: Path) -> No
         assert other.hash != plain.hash and other.config["backbone"]["quantization"] == "int8"
     finally:
         setting.backbone.memory = before
+
+
+def trained(setting: Setting, people: Any, progress: Any = lambda *_: None, **changes: Any) -> Path:
+    """Everybody's LoRAs as plain LoRA; `changes` are values of the setting."""
+    changed = setting.changed(**changes)
+    changed.backbone, changed.detector = setting.backbone, setting.detector
+    return personalize(changed, people=people, class_noun="man", label="all", prior=None, progress=progress)
+
+
+def test_jobs_on_one_trajectory_share_it(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trains to 8 iterations, another comes in between and wants 4: it waits, gets them, and trains nothing."""
+    people = make_people(tmp_path / "people", {"ann": None, "bob": None})
+    alone = trained(setting, people, iterations=[4], name="alone")
+    forwards, waited = [], []
+    predict = setting.backbone.predict
+    begun, asked, served = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        forwards.append(1)
+        if len(forwards) == 3:
+            begun.set()
+            assert asked.wait(60)
+        if len(forwards) == 7:
+            assert served.wait(60)
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(setting.backbone, "predict", slowly)
+
+    def waiting(stage: str, done: int, total: int) -> None:
+        waited.append(stage)
+        asked.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(trained, setting, people, iterations=[8])
+        assert begun.wait(60)
+        short = trained(setting, people, waiting, iterations=[4])
+        assert not long.done()
+        served.set()
+        assert long.result() == short
+    assert len(waited) == 1 and waited[0].startswith("wait for ")
+    assert len(forwards) == 8
+    for person in people:
+        files = [lora_path(folder, person.identity, 4) for folder in (short, alone)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    trained(setting, people, iterations=[12])  # and who wants more goes on
+    assert len(forwards) == 12
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_many_people_get_the_loras_of_the_whole(setting: Setting, tmp_path: Path, parts: int) -> None:
+    """Bit for bit, as a part is made of whole cohorts; in other cohorts within rounding."""
+    people = make_people(tmp_path / "people", dict.fromkeys("abcdefg"))
+    several = {"iterations": [20], "cohort_size": 3}
+    whole = trained(setting, people, **several)
+    for part in range(1, parts + 1):
+        shard = shard_of(setting.changed(shard=f"{part}/{parts}", cohort_size=3), people)
+        folder = trained(setting, shard.people, **several)
+        assert folder != whole
+        for person in shard.people:
+            files = [lora_path(where, person.identity, 20) for where in (folder, whole)]
+            assert files[0].read_bytes() == files[1].read_bytes()
+    together = trained(setting, people, iterations=[20], cohort_size=7, name="together")
+    for person in people:
+        one, other = (load_lora(lora_path(where, person.identity, 20)) for where in (whole, together))
+        for mine, theirs in ((one.down, other.down), (one.up, other.up)):
+            for name, weight in mine.items():
+                assert (weight - theirs[name]).abs().max() <= 1e-3 * weight.abs().max()

@@ -37,7 +37,7 @@ def _jobs(folder: Path, broken: str = "") -> list[Job]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_needs_come_first(tmp_path: Path, workers: int) -> None:
     ended: dict[str, int] = {}
-    with Board(stream=object()) as board:
+    with Board() as board:
         run_jobs(_jobs(tmp_path), workers=workers, threads=1, board=board, finished=ended.__setitem__)
     assert set(ended) == {"prepare", "train", "score", "base"}
     times = {name: int((tmp_path / name).read_text()) for name in ended}
@@ -50,7 +50,7 @@ def test_needs_come_first(tmp_path: Path, workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failure_reaches_the_caller_and_dependents_do_not_run(tmp_path: Path, workers: int) -> None:
     ended: dict[str, Any] = {}
-    with pytest.raises(UserError, match="this job is broken"), Board(stream=object()) as board:
+    with pytest.raises(UserError, match="this job is broken"), Board() as board:
         run_jobs(_jobs(tmp_path, "train"), workers=workers, threads=1, board=board, finished=ended.__setitem__)
     assert "prepare" in ended
     assert not (tmp_path / "score").exists()
@@ -67,7 +67,7 @@ def test_a_slow_caller_keeps_no_worker_waiting(tmp_path: Path) -> None:
             time.sleep(0.05)
         seen.append((name, (tmp_path / "d").exists()))
 
-    with Board(stream=object()) as board:
+    with Board() as board:
         run_jobs(jobs, workers=2, threads=1, board=board, finished=finished)
     assert sorted(seen) == [(name, True) for name in ("a", "b", "c", "d")]
 
@@ -77,7 +77,7 @@ def test_what_the_caller_raises_reaches_it(tmp_path: Path, workers: int) -> None
     def finished(name: str, result: int) -> None:
         raise UserError("the disk is full", key="out")
 
-    with pytest.raises(UserError, match="the disk is full"), Board(stream=object()) as board:
+    with pytest.raises(UserError, match="the disk is full"), Board() as board:
         run_jobs(_jobs(tmp_path), workers=workers, threads=1, board=board, finished=finished)
 
 
@@ -93,7 +93,7 @@ from test_workers import Board, Job, _note, _patient, _sleep, run_jobs
 
 if __name__ == "__main__":
     jobs = [Job(name, function, ({folder!r}, name)) for name, function in (("one", {one}), ("two", {two}))]
-    with Board(stream=object()) as board:
+    with Board() as board:
         run_jobs(jobs, workers=2, threads=1, board=board, finished=print)
 """
 

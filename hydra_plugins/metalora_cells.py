@@ -1,0 +1,58 @@
+"""Hydra's sweeper with a memory. Hydra imports this at every start, so nothing heavy is imported at the top."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+
+class CellSweeper(BasicSweeper):
+    """Writes down every cell of the grid, launches what is not done, and goes on past cells that fail.
+
+    Args:
+        max_batch_size: cells per launch; None: all at once.
+        params: axes of every task.
+        tasks: axes of one task. Axes that are typed replace both; these vary slowest, so that cells of one trajectory
+            lie far apart.
+        attempts: launches of a cell whose worker was lost.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: Mapping[str, str] | None = None,
+        tasks: Mapping[str, Mapping[str, str]] | None = None,
+        attempts: int = 3,
+    ) -> None:
+        super().__init__(max_batch_size, dict(params or {}))
+        self.tasks, self.attempts = tasks or {}, attempts
+
+    def _parse_config(self) -> list[str]:
+        assert self.config is not None
+        axes = self.tasks.get(self.config.task) or {}
+        return [f"{key}={values}" for key, values in axes.items()] + super()._parse_config()
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch the grid; ends with exit status 1 when a cell is not done."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from metalora import cli
+        from metalora.tasks.sweep import Sweep
+
+        assert self.config is not None and self.hydra_context is not None and self.launcher is not None
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        batches: Sequence[Sequence[Sequence[str]]] = self.split_arguments(overrides, self.max_batch_size)
+        swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
+        sweep = Sweep(
+            [[list(words) for words in batch] for batch in batches],
+            composed=lambda words: loader.load_sweep_config(self.config, words),
+            swept=swept,
+        )
+        cli.speak()  # the configuration is whole: from here on people hear everything
+        launcher, outputs = self.launcher, f"paths.outputs='{self.config.paths.outputs}'"
+
+        def launch(cells: list[list[str]], first: int) -> None:  # a worker elsewhere may have another environment
+            launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
+
+        return sweep.run(launch, attempts=self.attempts)

@@ -1,0 +1,138 @@
+"""A sweep: its cells written down, those that are not done launched, and what became of each told at the end.
+
+Whether a launcher works in this process, in others or on a cluster, cells tell how they ended through their folders,
+so nothing depends on what a launcher returns, or on whether it returns at all.
+"""
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from metalora.core.lease import tell
+from metalora.tasks.artifact import LEASE, leased
+from metalora.tasks.cells import Cell
+
+Words = list[str]
+Launch = Callable[[list[Words], int], Any]
+"""Called with the overrides of some cells and the number of the first; returns when they have ended."""
+
+SOME_CELLS_ARE_NOT_DONE, BAD_INPUT = 1, 2
+
+
+class Sweep:
+    """The cells of one command.
+
+    Args:
+        batches: overrides of each cell; one batch is launched at once.
+        composed: a cell's configuration. Raises what Hydra raises at a bad one, before anything is launched.
+        swept: keys that differ between cells; they name the cells.
+    """
+
+    def __init__(
+        self, batches: Sequence[Sequence[Words]], *, composed: Callable[[Words], DictConfig], swept: Collection[str]
+    ) -> None:
+        self._batches: list[list[tuple[Words, Cell]]] = []
+        order = 0
+        for batch in batches:
+            self._batches.append([])
+            for words in batch:
+                label = " ".join(word for word in words if word.partition("=")[0] in swept) or "one cell"
+                self._batches[-1].append((words, Cell.of(composed(words), label=label, order=order)))
+                order += 1
+
+    def run(self, launch: Launch, *, attempts: int) -> None:
+        """Launch what is not done, and again what was lost with its worker.
+
+        Raises:
+            SystemExit: when a cell is not done at the end; with status 2 if bad input is all that stands in the way, as
+                for a single job, else with status 1.
+        """
+        cells = [cell for batch in self._batches for _, cell in batch]
+        for cell in cells:
+            if not cell.is_done():
+                cell.write()
+        first = 0
+        for batch in self._batches:
+            for attempt in range(attempts):
+                todo = [words for words, cell in batch if cell.standing().state in ("missing", "running")]
+                if not todo:
+                    break
+                if attempt:
+                    _say(f"{len(todo)} cells were lost with their workers: once more")
+                    time.sleep(attempt)
+                try:
+                    launch(todo, first)
+                except Exception as error:
+                    _say(f"the launcher lost a worker: {type(error).__name__}: {_first_line(error)}")
+            first += len(batch)
+        self._tell(cells)
+
+    def _tell(self, cells: Sequence[Cell]) -> None:
+        standings = [(cell, cell.standing()) for cell in cells]
+        done = sum(standing.state == "done" for _, standing in standings)
+        _say(f"{done} of {len(cells)} cells are done")
+        for cell, standing in standings:
+            if standing.state != "done":
+                _say(f"{standing.state}: {cell.label}{': ' if standing.text else ''}{standing.text}")
+        if done < len(cells):
+            mendable = all(standing.mendable for _, standing in standings if standing.state != "done")
+            raise SystemExit(BAD_INPUT if mendable else SOME_CELLS_ARE_NOT_DONE)
+
+
+def run_cell(cfg: DictConfig, body: Callable[[], Any], *, reason_of: Callable[[Exception], str | None]) -> None:
+    """One cell, in the process that a launcher gave it: not twice at a time, not again when it is done.
+
+    Args:
+        body: the task; what it returns are the files that make the cell done.
+        reason_of: one line for an exception that a person can mend, None for others (their traceback is printed too).
+    """
+    cell = Cell.of(cfg)
+    label = next((known.label for known in _known(cell) if known.label), cell.folder.name)
+    with leased(cell.folder / LEASE, _waiting, what=label, served=cell.is_done) as owned:
+        if owned is None or cell.is_done():
+            return
+        begun = time.monotonic()
+        tell("begun")
+        try:
+            made = body()
+        except Exception as error:
+            if getattr(cfg, "debug", False):
+                raise
+            reason = reason_of(error)
+            mendable = reason is not None
+            if reason is None:
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {_first_line(error)}"
+            cell.failed(reason, mendable=mendable, seconds=_since(begun))
+            _say(f"failed: {label}: {reason}")
+            return
+        cell.done(made if isinstance(made, list) else [made] if isinstance(made, Path) else [], seconds=_since(begun))
+
+
+def _known(cell: Cell) -> list[Cell]:
+    from metalora.tasks.cells import cells_of
+
+    return [found for found in cells_of(cell.folder.parent.parent) if found.folder == cell.folder]
+
+
+def _waiting(stage: str, number: int, total: int) -> None:
+    _say(stage)
+
+
+def _since(begun: float) -> float:
+    return time.monotonic() - begun
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"metalora: {text}", file=sys.stderr, flush=True)

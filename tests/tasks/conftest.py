@@ -1,0 +1,6 @@
+"""Helpers that live beside other tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

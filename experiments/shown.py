@@ -115,7 +115,7 @@ def points(value: float, *, sign: bool = False) -> str:
     """A cosine or fraction times 100 with one decimal; a dash for what was not measured."""
     if not math.isfinite(value):
         return NONE
-    return f"{100 * value:{'+' if sign else ''}.1f}"
+    return f"{round(100 * value, 1) + 0.0:{'+' if sign else ''}.1f}"  # no -0.0
 
 
 def interval(mean: float, low: float, high: float) -> str:

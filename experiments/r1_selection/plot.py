@@ -96,7 +96,9 @@ def _draw(studies: Studies, out: Path) -> Picture:
                     ax.set_ylabel(SCORES[metric])
             axes[0][column].set_title(f"r1 = {rank}")
             axes[1][column].set_xlabel("Stage-2 iterations")
-        handles, labels = axes[0][-1].get_legend_handles_labels()
+        shown = [dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) for ax in axes[0]]
+        labels = [f"{steps}" for steps in lengths]
+        handles = [next(ax[label] for ax in shown if label in ax) for label in labels]  # a column may lack a length
         figure.legend(handles, labels, title="Stage-1 iterations", ncols=len(lengths), loc="lower left")
         figure.suptitle(f"Women, r2 = 1: {next(iter(studies.values())).world}", x=0.01, ha="left")
         figure.tight_layout(rect=(0, 0.11, 1, 1))

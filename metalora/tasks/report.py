@@ -43,7 +43,8 @@ def run(cfg: DictConfig) -> None:
     earlier = runs(folder, study)
     facts = earlier[-1]["facts"] if earlier else {"scores": str(folder)}
     wall = sum(run["seconds"] for run in earlier) if earlier else None
-    outcome = report(folder, study=study, headline=setting["headline"], facts=facts, wall=wall)
+    out = Path(setting["out"]) if setting["out"] else None
+    outcome = report(folder, study=study, headline=setting["headline"], facts=facts, wall=wall, out=out)
     tell_study(setting, folder=folder, study=study, task="report")
     print(outcome.text)
     print(outcome.headline)
@@ -86,17 +87,20 @@ def report(
     facts: dict[str, str],
     wall: float | None = None,
     again: bool = True,
+    out: Path | None = None,
 ) -> Report:
     """Write `folder/report` and `folder/summary.json` from every finished evaluation of a study in `folder`.
 
     Args:
+        out: write the page and summary.json into this folder instead.
         wall: wall seconds of the study's runs up to now.
         again: whether to draw even what this revision has drawn from the very same scores already.
     """
     found = used(folder, study)
     tables = [(path.parent.name, path.stat().st_mtime_ns, path.stat().st_size) for path in found.scores]
     key = config_hash({"tables": tables, "headline": headline, "study": study, "git": git_revision()})
-    stamp, page, summary = folder / "report" / "made.json", folder / "report" / "index.html", folder / "summary.json"
+    pages, summary = out or folder / "report", (out or folder) / "summary.json"
+    stamp, page = pages / "made.json", pages / "index.html"
     if not again and all(path.is_file() for path in (stamp, page, summary)):
         made = json.loads(stamp.read_text())
         if made["key"] == key:
@@ -104,7 +108,7 @@ def report(
     stamp.unlink(missing_ok=True)
     memory = ", ".join(f"{stage} {mb / 1024:.1f} GB" for stage, mb in found.peak_memory_mb().items())
     outcome = write_report(
-        folder / "report",
+        pages,
         scores=found.scores,
         summary_path=summary,
         world=" and ".join(WORLDS.get(name, name) for name in sorted(found.worlds())),

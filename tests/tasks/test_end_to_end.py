@@ -205,8 +205,9 @@ def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest
     scores = read_scores([out / "scores" / "scores.parquet"])
     row = scores[scores["method"] == "meta_lora"].iloc[0]
     assert row["identity"] == name and abs(row["clip_t"]) < 1  # and no NaN
-    main(["report", f"scores={outputs / 'reproduce'}"])
-    assert "report:" in capsys.readouterr().out
+    main(["report", f"scores={outputs / 'reproduce'}", f"out={out / 'page'}"])
+    assert f"report: {out / 'page' / 'index.html'}" in capsys.readouterr().out
+    assert (out / "page" / "summary.json").is_file()
     before = lora.read_bytes()
     with pytest.raises(SystemExit):  # the same folder under another configuration
         main(["personalize", *me, f"out={out}", *SMALL[:8], "learning_rate=1e-4"])

@@ -41,6 +41,8 @@ class Owner:
     locked: bool
     over: bool
     """It has given the lease back."""
+    run: str = ""
+    """Of which run of several processes it is the first."""
 
 
 @dataclass
@@ -67,13 +69,20 @@ class Lease:
     Args:
         folder: of the lease's own files; it is made when needed.
         what: is done under it, for whoever waits.
+        run: names the run of several processes that the owner is the first of, for the others of them.
         beat, stale: seconds; see the module.
     """
 
     def __init__(
-        self, folder: Path, *, what: str = "", beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS
+        self,
+        folder: Path,
+        *,
+        what: str = "",
+        run: str = "",
+        beat: float = BEAT_SECONDS,
+        stale: float = STALE_SECONDS,
     ) -> None:
-        self.folder, self.what, self.beat, self.stale = Path(folder), what, beat, stale
+        self.folder, self.what, self.run, self.beat, self.stale = Path(folder), what, run, beat, stale
         self._key = os.path.abspath(folder)
         self._seen: tuple[int, bytes] = (0, b"")
         self._quiet, self._looked = 0.0, time.monotonic()
@@ -123,7 +132,7 @@ class Lease:
             path.unlink()
             os.close(descriptor)
             return False
-        about = {"host": platform.node(), "pid": os.getpid(), "since": time.time(), "what": self.what}
+        about = {"host": platform.node(), "pid": os.getpid(), "since": time.time(), "what": self.what, "run": self.run}
         head = json.dumps(about | {"boot": boot_id(), "locked": locked}).encode() + b"\n"
         held = _Held(number, descriptor, threading.get_ident(), head)
         _write(held)

@@ -68,7 +68,12 @@ class Artifact:
 
     @contextlib.contextmanager
     def making(
-        self, progress: Progress, *, done: Callable[[], bool] | None = None, served: Callable[[], bool] | None = None
+        self,
+        progress: Progress,
+        *,
+        done: Callable[[], bool] | None = None,
+        served: Callable[[], bool] | None = None,
+        run: str = "",
     ) -> Iterator[Progress | None]:
         """Own the folder while it is made; whoever else wants it waits.
 
@@ -76,6 +81,7 @@ class Artifact:
             progress: told of waiting, too.
             done: whether everything wanted is there; by default, that the folder is complete.
             served: asked while another makes it, whether what we want is there already; by default `done`.
+            run: names the run of several processes that this one is the first of.
 
         Yields:
             progress to report with, which also keeps watch over the ownership, or None: there is nothing left to do.
@@ -84,7 +90,7 @@ class Artifact:
         if done():
             yield None
             return
-        with leased(self.folder / LEASE, progress, what=self.folder.name, served=served or done) as owned:
+        with leased(self.folder / LEASE, progress, what=self.folder.name, served=served or done, run=run) as owned:
             yield None if owned is None or done() else owned
 
     def begin(self) -> None:
@@ -115,10 +121,10 @@ class Artifact:
 
 @contextlib.contextmanager
 def leased(
-    folder: Path, progress: Progress, *, what: str, served: Callable[[], bool] = lambda: False
+    folder: Path, progress: Progress, *, what: str, served: Callable[[], bool] = lambda: False, run: str = ""
 ) -> Iterator[Progress | None]:
     """Hold the lease in a folder; arguments and what is yielded are as of `Artifact.making`."""
-    lease = Lease(folder, what=what)
+    lease = Lease(folder, what=what, run=run)
 
     def wait(owner: Owner) -> None:
         progress(f"wait for {owner.host} (process {owner.pid}), {owner.what}", 0, 1)

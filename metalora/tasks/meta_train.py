@@ -11,7 +11,8 @@ from metalora.core.contracts import TrainingPerson
 from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
 from metalora.people.folder import photos_digest
-from metalora.tasks.artifact import Artifact
+from metalora.tasks.artifact import LEASE, Artifact
+from metalora.tasks.joining import wait_for_first
 from metalora.tasks.loggers import tracked, with_logger
 from metalora.tasks.memory import measured, plan_training
 from metalora.tasks.prepare import encode_stage1, ensure_stage1, stage1_people
@@ -73,6 +74,7 @@ def meta_train(
     at: int | None = None,
     progress: Progress,
     say: Callable[[str], None] | None = None,
+    started: bool = False,
 ) -> Path:
     """Train the prior of one class, or continue, or return the one that is there.
 
@@ -82,6 +84,7 @@ def meta_train(
     Args:
         at: take the prior after so many iterations, one that `stage1.prior_every` keeps; None: the final one.
         say: told one line about buckets and one about memory.
+        started: this process was started by the run's first one, which owns the folder.
     """
     ranks = ranks_of(setting, class_noun=class_noun)
     take_place(setting, ranks)
@@ -102,13 +105,14 @@ def meta_train(
             got=str(at),
             key="prior_at, stage1.prior_every",
         )
-    if ranks.rank > 0:  # the first one owns the folder, and waits where another run does
-        if not there():
+    if ranks.rank > 0:
+        if started or wait_for_first(artifact.folder / LEASE, ranks=ranks, done=there):
             _train(setting, artifact, class_noun=class_noun, ranks=ranks, progress=progress, say=say)
         return wanted
-    # Only in a folder named by its hash is a file that is there the one that is wanted.
-    served = wanted.is_file if at is not None and not setting["out"] else there
-    with artifact.making(progress, done=there, served=served) as owned:
+    # Only in a folder named by its hash is a file that is there the one that is wanted; and processes that wait for
+    # this one only see whether all is there.
+    served = wanted.is_file if at is not None and not setting["out"] and not ranks.run else there
+    with artifact.making(progress, done=there, served=served, run=ranks.run) as owned:
         if owned is not None:
             _train(setting, artifact, class_noun=class_noun, ranks=ranks, progress=owned, say=say)
     return wanted

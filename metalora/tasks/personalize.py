@@ -1,6 +1,6 @@
 """`metalora personalize`: Stage 2. One photo per person in, a small standard LoRA per person out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -219,14 +219,26 @@ def _train(
             files = [lora_path(artifact.folder, person.identity, count) for person in people]
             tracker.made(Thing("lora", digest_of(map(file_sha256, files)), (("iterations", count),)))
         draw_samples(setting, people=nouns, folder=artifact.folder, tracker=tracker, progress=progress)
+    counts = _made(artifact, people, earlier=artifact.read().get("iterations", ()), now=setting.iterations)
     for person in people:
-        _write_card(artifact.folder, person.identity, setting.iterations)
+        _write_card(artifact.folder, person.identity, counts)
     artifact.finish(
-        iterations=list(setting.iterations),
+        iterations=counts,
         references={person.identity: [photo.name for photo in person.photos] for person in people},
         training_images={person.identity: len(person.images) for person in trained},
         **measured(setting, plan, say=say),
     )
+
+
+def _made(
+    artifact: Artifact, people: Sequence[PersonFolder], *, earlier: Iterable[int], now: Iterable[int]
+) -> list[int]:
+    """Checkpoints of this trajectory that everybody has, whichever run asked for them."""
+    return [
+        count
+        for count in sorted({*earlier, *now})
+        if all(lora_path(artifact.folder, person.identity, count).is_file() for person in people)
+    ]
 
 
 def _write_card(folder: Path, identity: str, iterations: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ def main(argument: str) -> None:
 
     values, class_noun = json.loads(argument)
     try:
-        meta_train(Setting(values), class_noun=class_noun, progress=lambda stage, done, total: None)
+        meta_train(Setting(values), class_noun=class_noun, progress=lambda stage, done, total: None, started=True)
     except UserError as error:
         print(f"metalora: process {os.environ.get('LOCAL_RANK')}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -45,7 +45,10 @@ def tell_cells(tracker: Tracker, scores: "pd.DataFrame", *, folder: Path | None 
 
 
 def tell_lineage(tracker: Tracker, images: Sequence[Path], *, digest: str) -> None:
-    """From which LoRA files (all people's of an iteration are one artifact) which scores came.
+    """From which LoRA files which scores came.
+
+    A personalization's files of an iteration are one artifact. Men and women, or the shards of many people, are several
+    personalizations, each known by its folder, where a file lies as FOLDER/IDENTITY/lora-ITERATIONS.
 
     Args:
         images: the folders that were scored.
@@ -53,12 +56,13 @@ def tell_lineage(tracker: Tracker, images: Sequence[Path], *, digest: str) -> No
     """
     if not tracker.listens:
         return
-    files: dict[tuple[str, int, int], set[str]] = {}
+    files: dict[tuple[Path, int], set[str]] = {}
     for record in (record for folder in images for record in read_manifest(folder)):
         if record.lora_sha256:
-            files.setdefault((record.method, record.rank, record.iterations), set()).add(record.lora_sha256)
-    for (_, _, iterations), hashes in files.items():
-        tracker.used(Thing("lora", digest_of(hashes), ((ITERATION, iterations),)))
+            run = Path(record.lora).parent.parent
+            files.setdefault((run, record.iterations), set()).add(record.lora_sha256)
+    for (_, iterations), hashes in files.items():
+        tracker.used(Thing("lora", digest_of(hashes), (("iterations", iterations),)))
     tracker.made(Thing("scores", digest))
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import netrc
 import os
+import queue
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,8 @@ from metalora.tasks.tracking import Say, Thing
 
 MODES = ("online", "offline", "disabled")
 PROBE_SECONDS, INIT_SECONDS = 3.0, 15.0
-"""Longest waits at a run's start: for any answer of the server, then for the run to be opened there."""
+"""Longest waits at a run's start: for any answer of the server, then for the run to be opened there. Where that fails,
+wandb's own process takes two more seconds to end."""
 _QUIET = {
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",  # its crash reports would go to somebody else again
@@ -45,16 +48,29 @@ _TOLD: set[str] = set()
 
 
 def _why_offline() -> str | None:
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    _prepare()
     import wandb
 
     try:
         settings = wandb.setup().settings
     except Exception as error:
         return f"its settings cannot be read ({type(error).__name__})"
+    finally:
+        _keep_to_oneself()
     if not (settings.api_key or os.environ.get("WANDB_API_KEY") or settings.identity_token_file or _in_netrc(settings)):
         return "there is no key (`wandb login`, or WANDB_API_KEY)"
     return _unreachable(settings.base_url)
+
+
+def _prepare() -> None:
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    _keep_to_oneself()
+
+
+def _keep_to_oneself() -> None:
+    """wandb's own process is found by this variable, which workers inherit: a killed worker's run would stay open in
+    it, and whoever takes its work up again would be refused under the same id."""
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 def _in_netrc(settings: Any) -> bool:
@@ -69,13 +85,23 @@ def _in_netrc(settings: Any) -> bool:
 
 @cache
 def _unreachable(url: str) -> str | None:
-    """Why a server cannot be used now; asked once per process."""
+    """Why a server cannot be used now; asked once per process. The asking thread is left behind when it takes longer:
+    a time-out of a connection does not bound the look-up of a name."""
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(_asked(url)), daemon=True).start()
+    try:
+        return answers.get(timeout=PROBE_SECONDS)
+    except queue.Empty:
+        return f"the server cannot be reached (no answer within {PROBE_SECONDS:g} s)"
+
+
+def _asked(url: str) -> str | None:
     try:
         with urllib.request.urlopen(f"{url}/healthz", timeout=PROBE_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         return f"the server answers {error.code}" if error.code >= 500 else None
-    except (OSError, ValueError) as error:
+    except Exception as error:
         return f"the server cannot be reached ({getattr(error, 'reason', None) or type(error).__name__})"
 
 
@@ -106,7 +132,7 @@ class WandbRun:
         finish_seconds: float,
         say: Say,
     ) -> None:
-        os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+        _prepare()
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,10 +168,14 @@ class WandbRun:
         try:
             self._run = wandb.init(mode=mode, **options)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # the server went away between the question and the run, or took too long
-            if mode != "online":
-                raise
-            say(f"logger=wandb: {type(error).__name__}; this run is kept offline, `wandb sync` sends it later")
-            self._run = wandb.init(mode="offline", **options)
+            if mode == "online":
+                say(f"logger=wandb: {type(error).__name__}; this run is kept offline, `wandb sync` sends it later")
+                mode = "offline"
+            with contextlib.suppress(Exception, SystemExit):
+                wandb.teardown()  # in its process the run is half open, and would be refused as a second one
+            self._run = wandb.init(mode=mode, **options)  # pyright: ignore[reportArgumentType]
+        finally:
+            _keep_to_oneself()
         self._images = images
         self._run.define_metric(ITERATION)
         self._run.define_metric("*", step_metric=ITERATION)

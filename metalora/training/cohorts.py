@@ -2,7 +2,8 @@
 
 A *cohort* is people trained in one batch. Its folder `out/cohort-<hash>` holds the roster (written before anything is
 trained), the state and the metrics; each person's LoRAs lie in `out/<identity>/`. Because rosters are kept, a cut
-cohort goes on with the same batch, also when some of its people were finished just before.
+cohort goes on with the same batch, also when some of its people were finished just before. A LoRA from before the saved
+state is trained for aside, in `again`: the state and its metrics stay as far as they got.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from metalora.people.sampler import group_cohorts
 from metalora.training.checkpoints import writing
 from metalora.training.configuration import check_file, check_same
 
-ROSTER, STATE = "roster.json", "last.ckpt"
+ROSTER, STATE, AGAIN = "roster.json", "last.ckpt", "again"
 Configurations = Mapping[str, Mapping[str, Any]]
 """identity -> what that person's LoRAs depend on."""
 
@@ -31,6 +32,30 @@ class Cohort:
     folder: Path
     missing: dict[int, tuple[str, ...]]
     """iterations -> identities whose LoRA at that point is still to be written."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Iterations of a cohort that are trained in one go."""
+
+    folder: Path
+    """Of its state and metrics."""
+    missing: dict[int, tuple[str, ...]]
+    """As of the cohort."""
+    again: bool
+    """They were trained before, and somebody's LoRA of then is missing."""
+
+
+def legs_of(cohort: Cohort, *, reached: int) -> list[Leg]:
+    """What was passed already is trained again from the start, what is still ahead from the saved state.
+
+    Args:
+        reached: iterations that the cohort's state has behind it; 0: there is none.
+    """
+    behind = {n: names for n, names in cohort.missing.items() if n <= reached}
+    ahead = {n: names for n, names in cohort.missing.items() if n > reached}
+    legs = (Leg(cohort.folder / AGAIN, behind, again=True), Leg(cohort.folder, ahead, again=False))
+    return [leg for leg in legs if leg.missing]
 
 
 def lora_path(out: Path, identity: str, iterations: int) -> Path:

@@ -1,5 +1,6 @@
 """Stage 2 (Algorithm 2): one photo per person in, a plain LoRA per person out; many people in one batch."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from metalora.core.metric_names import NORMS
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
 from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
-from metalora.training.cohorts import STATE, Cohort, Configurations, lora_path, plan_cohorts, write_roster
+from metalora.training.cohorts import STATE, Cohort, Configurations, Leg, legs_of, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, quantization_of, tensors_hash, to_metadata
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, counted, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
@@ -154,46 +155,52 @@ def run_personalization(
             label = f"Stage 2, {method} rank {rank}, {counted(len(cohort.people))}"
             if len(cohorts) > 1:
                 label += f", cohort {number}/{len(cohorts)}"
-            reports = [] if progress is None else [ProgressReport(progress, label=label, total=max(cohort.missing))]
             layers = backbone.layer_shapes
             if prior is not None:
                 check_prior(prior, backbone_fingerprint=backbone.fingerprint, meta_rank=meta_rank, layers=list(layers))
-            bank = AdapterBank(
-                layers,
-                identities=[person.identity for person in cohort.people],
-                rank=rank,
-                meta_rank=None if prior is None else prior.meta_rank,
-                seed=seed,
-                meta_down=None if prior is None else prior.meta_down,
-            )
-            write_roster(cohort, configurations)
-            finite = FiniteLoss(bank, key="learning_rate")
-            _train(
-                backbone,
-                bank,
-                cohort,
-                recipe=recipe,
-                configurations=configurations,
-                sampler=CohortSampler(cohort.people, batch_size=batch_size, seed=seed, flips=flips),
-                seed=seed,
-                out=out,
-                texts=texts or _embed(backbone, people),
-                header={**(metadata or {}), "method": method, "rank": str(rank), "backbone": backbone.name},
-                class_nouns=class_nouns or {},
-                keeper=StateKeeper(
-                    cohort.folder / STATE,
-                    end=max(cohort.missing),
-                    seconds=checkpoint_seconds,
-                    every=checkpoint_every,
-                    check=finite.check,
-                ),
-                finite=finite,
-                device=device,
-                logger=logger,
-                log_every=log_every,
-                callbacks=[*callbacks, *reports],
-                memory_plan=memory_plan,
-            )
+            state = read_state(cohort.folder / STATE)
+            for leg in legs_of(cohort, reached=0 if state is None else state.iterations):
+                end = max(leg.missing)
+                reports = [] if progress is None else [ProgressReport(progress, label=label, total=end)]
+                bank = AdapterBank(
+                    layers,
+                    identities=[person.identity for person in cohort.people],
+                    rank=rank,
+                    meta_rank=None if prior is None else prior.meta_rank,
+                    seed=seed,
+                    meta_down=None if prior is None else prior.meta_down,
+                )
+                write_roster(cohort, configurations)
+                finite = FiniteLoss(bank, key="learning_rate")
+                _train(
+                    backbone,
+                    bank,
+                    cohort,
+                    leg,
+                    recipe=recipe,
+                    configurations=configurations,
+                    sampler=CohortSampler(cohort.people, batch_size=batch_size, seed=seed, flips=flips),
+                    seed=seed,
+                    out=out,
+                    texts=texts or _embed(backbone, people),
+                    header={**(metadata or {}), "method": method, "rank": str(rank), "backbone": backbone.name},
+                    class_nouns=class_nouns or {},
+                    keeper=StateKeeper(
+                        leg.folder / STATE,
+                        end=end,
+                        seconds=checkpoint_seconds,
+                        every=checkpoint_every,
+                        check=finite.check,
+                    ),
+                    finite=finite,
+                    device=device,
+                    logger=None if leg.again else logger,  # which was told these numbers before
+                    log_every=log_every,
+                    callbacks=[*callbacks, *reports],
+                    memory_plan=memory_plan,
+                )
+                if leg.again:
+                    shutil.rmtree(leg.folder)
     return Personalized(
         loras={p.identity: {n: lora_path(out, p.identity, n) for n in milestones} for p in people},
         trained=tuple(person.identity for cohort in cohorts for person in cohort.people),
@@ -204,6 +211,7 @@ def _train(
     backbone: Backbone,
     bank: AdapterBank,
     cohort: Cohort,
+    leg: Leg,
     *,
     recipe: Recipe,
     configurations: Configurations,
@@ -224,9 +232,9 @@ def _train(
     captions = {person.identity: person.caption for person in cohort.people}
 
     def export(iterations: int) -> None:
-        for identity in cohort.missing.get(iterations, captions):
+        for identity in leg.missing.get(iterations, captions):
             path = lora_path(out, identity, iterations)
-            if iterations not in cohort.missing and path.is_file():  # a wish that is fulfilled
+            if iterations not in leg.missing and path.is_file():  # a wish that is fulfilled
                 continue
             facts = {"identity": identity, "caption": captions[identity], "iterations": str(iterations)}
             if identity in class_nouns:
@@ -251,12 +259,11 @@ def _train(
             callbacks=[
                 finite,
                 *callbacks,
-                Metrics(cohort.folder / "metrics.csv", columns=[metric.name for metric in NORMS]),
-                Exporter(cohort.missing, export, check=finite.check),
-                WishExporter(Wishes(out), own=cohort.missing, export=export, check=finite.check),
+                Metrics(leg.folder / "metrics.csv", columns=[metric.name for metric in NORMS]),
+                Exporter(leg.missing, export, check=finite.check),
+                WishExporter(Wishes(out), own=leg.missing, export=export, check=finite.check),
             ],
-            # A state beyond a LoRA that is missing is of no use: that LoRA's iterations are done again.
-            resume=state is not None and state.iterations < min(cohort.missing),
+            resume=state is not None and state.iterations < min(leg.missing),
             device=device,
             logger=logger,
             log_every=log_every,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -50,6 +51,21 @@ class Ranks:
     def rank(self) -> int:
         """Which of all processes this one is; 0 writes the files."""
         return self.environment().node_rank() * self.devices + self.local_rank if self.world > 1 else 0
+
+    @property
+    def run(self) -> str:
+        """A name of this run that all its processes know when they were started from outside, else nothing."""
+        if self.world == 1:
+            return ""
+        environment = self.environment()
+        if isinstance(environment, SLURMEnvironment):
+            names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        elif environment.creates_processes_externally or self.nodes > 1:
+            names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+        else:
+            return ""
+        where = [platform.node()] if self.nodes == 1 else []  # 127.0.0.1 and the port by default are anybody's
+        return " ".join([*where, *(os.environ.get(name, "-") for name in names)])
 
     def environment(self) -> ClusterEnvironment:
         """Who started the processes: torchrun, Slurm's srun with as many tasks, or nobody but ourselves.

@@ -155,34 +155,6 @@ def test_a_sweep_over_ranks_reuses_priors_and_joins_the_report(outputs: Path, mo
     assert seen[0] == {0, 1} and {0, 1, 2} in seen[:-1]  # the report is written as results come, not only at the end
 
 
-def test_a_cut_run_of_two_workers_continues(outputs: Path, tmp_path: Path) -> None:
-    words = ["experiment=mini/reproduce", "name=cut", *SMALL[:-2], "trainer.workers=2", "trainer.threads=1"]
-    words += ["methods=[lora,meta_lora]", "iterations=[1,40]", "headline.target_iterations=40"]
-    command = [sys.executable, "-m", "metalora", "reproduce", *words]
-    folder = outputs / "cut"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (tmp_path / "err").open("w") as err:
-        run = subprocess.Popen(command, stderr=err, env=environment)
-        try:
-            end = time.monotonic() + 300
-            while not list(folder.glob("personalize/*/*/lora-000001.safetensors")):  # Stage 2 has begun
-                assert run.poll() is None and time.monotonic() < end, (tmp_path / "err").read_text()
-                time.sleep(0.05)
-            run.terminate()
-            assert run.wait(timeout=120) == 143
-        finally:
-            run.kill()
-            run.wait()
-    assert "the same command continues" in (tmp_path / "err").read_text()
-    assert not list(folder.glob("personalize/lora-*/*/lora-000040.safetensors"))
-    there = made(folder)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert {name: stamp for name, stamp in made(folder).items() if name in there} == there
-    summary = json.loads((folder / "summary.json").read_text())
-    assert {(c["method"], c["iterations"]) for c in summary["curves"]} >= {("lora", 40), ("meta_lora", 40)}
-
-
 def test_one_photo_to_one_lora_to_images_to_scores(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = sorted((outputs / "data" / "mini_phd" / "ffhq" / "woman").glob("*.png"))[0]
     prior = next((outputs / "reproduce" / "meta-train").glob("woman-*/prior.safetensors"))

@@ -1,5 +1,6 @@
 """Ctrl-C in real processes, in a terminal and without: once saves, twice stops now, both go on to the same bits."""
 
+import json
 import os
 import sys
 import time
@@ -128,8 +129,8 @@ def test_stage_2_goes_on_to_the_same_bits(outputs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_the_workers_of_reproduce_once_and_twice_then_to_the_same_bits(outputs: Path) -> None:
-    words = ["reproduce", "experiment=mini/reproduce", *SMALL, "methods=[lora,lora_aug]", "classes=woman"]
+def test_ctrl_c_once_and_twice_and_sigterm_reach_the_workers_of_reproduce_then_to_the_same_bits(outputs: Path) -> None:
+    words = ["reproduce", "experiment=mini/reproduce", *SMALL, "methods=[lora,meta_lora]", "classes=woman"]
     words += ["iterations=[1,80]", "headline.target_iterations=80", "name=both", "trainer.workers=2"]
     folder = outputs / "both"
     cut = started(words, tty=True)
@@ -140,7 +141,7 @@ def test_ctrl_c_reaches_the_workers_of_reproduce_once_and_twice_then_to_the_same
     saved = {path: path.read_bytes() for path in folder.glob("personalize/*/*/last.ckpt")}
     assert saved, "nothing was saved"
     assert not list(folder.glob("personalize/*/*/lora-000080.safetensors"))
-    assert "score lora rank 1 woman" in cut.text and "━" in cut.text and "of 3 jobs done" in cut.text
+    assert "score lora rank 1 woman" in cut.text and "━" in cut.text and "of 4 jobs done" in cut.text
     assert "last scores: base woman, 0 iterations: R-FaceSim" in cut.text
 
     twice = started([*words, "trainer.checkpoint_seconds=1000"], tty=False)
@@ -151,11 +152,28 @@ def test_ctrl_c_reaches_the_workers_of_reproduce_once_and_twice_then_to_the_same
     stopped_cleanly(twice, within=30)
     assert "\x1b" not in twice.raw and "━" not in twice.raw
 
-    main(words)
+    ended = started(words, tty=False)
+    ended.until(lambda: "Stage 2, " in ended.text, seconds=500)
+    ended.process.terminate()
+    assert ended.ended(seconds=120) == 143, ended.text
+    assert "the same command continues" in ended.text and "Traceback" not in ended.text
+
+    def made() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+    there = made()
+    assert there
+    main([*words[:-1], "trainer.workers=1"])  # in this process: the others have shown that workers go on
+    assert {path: stamp for path, stamp in made().items() if path in there} == there
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {(c["method"], c["iterations"]) for c in summary["curves"]} >= {("lora", 80), ("meta_lora", 80)}
+    (prior,) = folder.glob("meta-train/woman-*/prior.safetensors")
     alone = ["personalize", "image=benchmark", "class_noun=woman", "iterations=[1,80]", "name=one", *SMALL]
-    for method in ("lora", "lora_aug"):
-        main([*alone, f"method={method}"])
-    made = {path.relative_to(folder): path for path in folder.glob("personalize/*/*/lora-000080.safetensors")}
-    assert len(made) == 4
-    for name, path in made.items():
+    for method in ("lora", "meta_lora"):
+        main([*alone, f"method={method}", f"priors.woman={prior}"])
+    found = {path.relative_to(folder): path for path in folder.glob("personalize/*/*/lora-000080.safetensors")}
+    assert len(found) == 4
+    for name, path in found.items():
         assert path.read_bytes() == (outputs / "one" / name).read_bytes(), name
+    (uncut,) = (outputs / "uncut" / "meta-train").glob("woman-*/prior.safetensors")
+    assert prior.read_bytes() == uncut.read_bytes()

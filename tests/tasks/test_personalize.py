@@ -19,6 +19,7 @@ from metalora.people.folder import PersonFolder
 from metalora.tasks.personalize import artifact_of, personalize
 from metalora.tasks.setting import Setting
 from metalora.tasks.shards import shard_of
+from metalora.training.checkpoints import read_state
 from metalora.training.cohorts import lora_path
 
 
@@ -101,6 +102,22 @@ def test_checkpoints_are_no_part_of_a_trajectory(setting: Setting, tmp_path: Pat
     assert artifact_of(setting, **choice).folder == short.folder
     setting.values["learning_rate"] = 2e-3
     assert artifact_of(setting, **choice).folder != short.folder
+
+
+def test_a_manifest_tells_every_checkpoint_of_its_trajectory(setting: Setting, tmp_path: Path) -> None:
+    people = make_people(tmp_path, {"ann": "woman"})
+    for iterations in ([3], [2], [1, 3]):
+        setting.values["iterations"] = iterations
+        _, manifest = told(setting, people)
+    assert manifest["iterations"] == [1, 2, 3]
+    (card,) = (tmp_path / "outputs").rglob("ann/README.md")
+    assert all(f"lora-{count:06d}" in card.read_text() for count in (1, 2, 3))
+    (state,) = (tmp_path / "outputs").rglob("last.ckpt")
+    assert read_state(state).iterations == 3
+    lost = lora_path(card.parents[1], "ann", 2)
+    lost.unlink()
+    setting.values["iterations"] = [4]
+    assert told(setting, people)[1]["iterations"] == [1, 3, 4]
 
 
 def told(setting: Setting, people: list[PersonFolder], **memory: Any) -> tuple[list[str], dict[str, Any]]:

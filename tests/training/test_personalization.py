@@ -1,5 +1,7 @@
 """Stage 2: Meta-Down never moves, a cohort equals single runs, a short run is the start of a long one."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,40 @@ def test_a_short_run_is_the_start_of_a_long_one(
     for identity, paths in long.loras.items():
         for iterations, path in paths.items():
             assert same_file(path, grown.loras[identity][iterations])
+
+
+def test_an_earlier_checkpoint_rewinds_nothing(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uncut = stage2(tiny_backbone, tmp_path / "uncut", iterations=[3, 5, 12, 15])
+    stage2(tiny_backbone, tmp_path / "grown", iterations=[12])
+    (state,) = (tmp_path / "grown").glob("cohort-*/last.ckpt")
+    kept = {path: path.read_bytes() for path in (state, state.with_name("metrics.csv"))}
+    steps: list[int] = []
+    predict = tiny_backbone.predict
+    monkeypatch.setattr(tiny_backbone, "predict", lambda *a, **k: steps.append(1) or predict(*a, **k))
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    recorder = Recorder()
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_backbone, "predict", before_call(tiny_backbone.predict, 2, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stage2(tiny_backbone, tmp_path / "grown", iterations=[5], logger=recorder)
+    stage2(tiny_backbone, tmp_path / "grown", iterations=[5], logger=recorder)
+    assert len(steps) == 5  # cut after two, three to go
+    assert {path: path.read_bytes() for path in kept} == kept  # nor did a cut run touch them
+    assert not recorder.sent  # it was told once
+    steps.clear()
+    grown = stage2(tiny_backbone, tmp_path / "grown", iterations=[3, 15])
+    assert len(steps) == 3 + 3  # the first three anew, and 13 to 15 from the state
+    assert [path.name for path in state.parent.iterdir() if path.is_dir()] == []
+    (whole,) = (tmp_path / "uncut").glob("cohort-*/metrics.csv")
+    assert same_file(state.with_name("metrics.csv"), whole)
+    for identity, paths in uncut.loras.items():
+        for iterations, path in paths.items():
+            assert same_file(path, grown.loras[identity][3].with_name(path.name)), iterations
 
 
 def test_what_is_there_is_not_trained_again(

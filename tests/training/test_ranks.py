@@ -8,7 +8,15 @@ from metalora.training.ranks import Ranks, started_by_torchrun
 
 NAMES = ("LOCAL_RANK", "RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NAMES += ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-NAMES += ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_JOB_NAME")
+NAMES += (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_NNODES",
+    "SLURM_JOB_NAME",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +92,16 @@ def test_another_error_is_not_taken_for_a_lost_process() -> None:
     ):
         raise lost
     assert "More words" not in str(caught.value)
+
+
+def test_a_run_is_named_alike_by_its_processes_and_unlike_another(bare: pytest.MonkeyPatch) -> None:
+    assert Ranks().run == "" and Ranks(devices=2).run == ""  # nobody else has to know
+    srun = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7"}
+    for name, value in (srun | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).items():
+        bare.setenv(name, value)
+    first = Ranks(devices=2).run
+    bare.setenv("SLURM_PROCID", "1")
+    bare.setenv("SLURM_LOCALID", "1")
+    assert Ranks(devices=2).run == first != ""
+    bare.setenv("SLURM_JOB_ID", "8")
+    assert Ranks(devices=2).run != first

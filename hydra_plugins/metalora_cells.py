@@ -37,9 +37,13 @@ class CellSweeper(BasicSweeper):
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         from metalora import cli
+        from metalora.tasks.launching import awaiting_all
         from metalora.tasks.sweep import Sweep
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
+        for key, number in (("attempts", self.attempts), ("max_batch_size", self.max_batch_size or 1)):
+            if type(number) is not int or number < 1:
+                cli.fail(f"not the number needed; expected 1 or more; got {number}; key: hydra.sweeper.{key}")
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         batches: Sequence[Sequence[Sequence[str]]] = self.split_arguments(overrides, self.max_batch_size)
@@ -53,6 +57,7 @@ class CellSweeper(BasicSweeper):
         launcher, outputs = self.launcher, f"paths.outputs='{self.config.paths.outputs}'"
 
         def launch(cells: list[list[str]], first: int) -> None:  # a worker elsewhere may have another environment
-            launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
+            with awaiting_all(launcher):
+                launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
 
         return sweep.run(launch, attempts=self.attempts)

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and "=" not in words[0] and not words[0].startswith("-"):
         if words[0] not in task_names():
-            _fail(f"unknown task; expected one of {', '.join(task_names())}; got {words[0]}")
+            fail(f"unknown task; expected one of {', '.join(task_names())}; got {words[0]}")
         if "--help" in words or "-h" in words:
             print(task_help(words[0]))
             return
@@ -85,7 +85,7 @@ def _check_launcher(words: list[str]) -> None:
         key, _, name = word.partition("=")
         plugin, extra = LAUNCHERS.get(name, ("", ""))
         if key == "hydra/launcher" and plugin and importlib.util.find_spec("hydra_plugins." + plugin) is None:
-            _fail(
+            fail(
                 f"the launcher {name} is not installed; expected `pip install metalora[{extra}]`; got no {plugin};"
                 " key: hydra/launcher"
             )
@@ -107,7 +107,9 @@ def quoted(word: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def _fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
+    """End with one line and the exit status of bad input."""
+    speak()
     print(f"metalora: {message}", file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
 
@@ -162,7 +164,7 @@ def _run_hydra(words: list[str]) -> None:
     except SystemExit as stop:
         if stop.code == 1 and sys.stderr is complaint:
             speak()
-            _fail(one_line(complaint.getvalue()))
+            fail(one_line(complaint.getvalue()))
         raise
     finally:
         if sys.stderr is complaint:
@@ -224,7 +226,7 @@ def _guarded(body: Callable[[], object], *, debug: bool) -> None:
         told = None if debug else explained(error)
         if told is None:
             raise
-        _fail(told)
+        fail(told)
 
 
 def _stopped(status: int) -> NoReturn:

@@ -14,7 +14,7 @@ STATES = ("done", "running", "failed", "missing")
 def run(cfg: DictConfig) -> None:
     """The task behind the command line; exit status 1 when cells have failed."""
     outputs = Path(str(cfg.paths.outputs))
-    folders = [outputs / cfg.name] if cfg.name else sorted(path.parent for path in outputs.glob(f"*/{CELLS}"))
+    folders = [outputs / str(cfg.name)] if cfg.name else sorted(path.parent for path in outputs.glob(f"*/{CELLS}"))
     found = {folder: [(cell, cell.standing()) for cell in cells_of(folder)] for folder in folders}
     found = {folder: cells for folder, cells in found.items() if cells}
     if not found:

@@ -35,6 +35,7 @@ class CellSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the grid; ends with exit status 1 when a cell is not done."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.core.utils import JobStatus
 
         from metalora import cli
         from metalora.tasks.launching import awaiting_all
@@ -58,6 +59,9 @@ class CellSweeper(BasicSweeper):
 
         def launch(cells: list[list[str]], first: int) -> None:  # a worker elsewhere may have another environment
             with awaiting_all(launcher):
-                launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
+                ended = launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
+            for job in ended:
+                if job is not None and job.status == JobStatus.FAILED:  # not the cell: what should have run it
+                    raise job._return_value
 
         return sweep.run(launch, attempts=self.attempts)

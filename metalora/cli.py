@@ -141,13 +141,36 @@ def _application(cfg: "DictConfig") -> None:
     from hydra.types import RunMode
 
     speak()
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        from metalora.tasks.sweep import run_cell
-
-        os.chdir(HydraConfig.get().runtime.cwd)  # where the sweep was typed; a worker of Ray starts elsewhere
-        _guarded(lambda: run_cell(cfg, lambda: _task(cfg), reason_of=explained), debug=bool(cfg.debug))
-    else:
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
         _guarded(lambda: _task(cfg), debug=bool(cfg.debug))
+        return
+    os.chdir(hydra.runtime.cwd)  # where the sweep was typed; a worker of Ray starts elsewhere
+    alone = (cfg.trainer.devices, cfg.trainer.nodes) == (1, 1)
+    if alone or not str(hydra.launcher["_target_"]).endswith(".BasicLauncher"):
+        _cell(cfg)
+    else:  # a process whose ranks are lost cannot always be saved: this one has the other cells to run
+        from metalora.tasks.workers import in_own_process
+
+        _guarded(lambda: in_own_process(_cell_of, cfg, HydraConfig.instance().cfg), debug=bool(cfg.debug))
+
+
+def _cell(cfg: "DictConfig") -> None:
+    """One cell of a sweep."""
+    from metalora.tasks.sweep import run_cell
+
+    _guarded(lambda: run_cell(cfg, lambda: _task(cfg), reason_of=explained), debug=bool(cfg.debug))
+
+
+def _cell_of(cfg: "DictConfig", hydra: "DictConfig") -> None:
+    """The same in a process of its own, which knows nothing yet."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import setup_globals
+
+    setup_globals()
+    register_resolvers()
+    HydraConfig.instance().set_config(hydra)
+    _cell(cfg)
 
 
 def _run_hydra(words: list[str]) -> None:

@@ -1,0 +1,79 @@
+"""The real command line with the launchers that need no cluster, and a task so light that its processes start at once:
+one cell always takes its worker with it, one does so the first time, one waits for Ctrl-C."""
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from terminal import Command
+
+from metalora.tasks.cells import cells_of
+
+TASK = r'''
+import os, signal, time
+from pathlib import Path
+
+def run(cfg):
+    log = Path(cfg.log)
+    with log.open("a") as file:
+        file.write(f"{cfg.seed}\n")
+    if cfg.seed == 0 or cfg.seed == 1 and log.read_text().count("1") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(cfg.seconds)
+    made = log.with_name(f"made{cfg.seed}")
+    made.touch()
+    return made
+'''
+CONFIGURATION = """
+# @package _global_
+task: light
+log: ???
+seconds: 0.5
+"""
+LAUNCHERS = {
+    "workers": ("hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+    "local": ("hydra_submitit_launcher", []),
+}
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that teaches every Python process the task."""
+    folder = tmp_path_factory.mktemp("light")
+    (folder / "sitecustomize.py").write_text(f"import metalora.tasks\nmetalora.tasks.__path__.append({str(folder)!r})\n")
+    (folder / "light.py").write_text(TASK)
+    (folder / "task").mkdir()
+    (folder / "task" / "light.yaml").write_text(CONFIGURATION.lstrip())
+    return folder
+
+
+def typed(light: Path, outputs: Path, launcher: str, *words: str, tty: bool = False) -> Command:
+    plugin, own = LAUNCHERS[launcher]
+    pytest.importorskip(f"hydra_plugins.{plugin}")
+    command = [sys.executable, "-m", "metalora", "task=light", "-m", f"hydra.searchpath=[file://{light}]"]
+    command += [f"hydra/launcher={launcher}", *own, f"log={outputs / 'log'}", *words]
+    path = os.pathsep.join([str(light), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {"METALORA_OUTPUTS": str(outputs), "PYTHONPATH": path, "TERM": "xterm-256color", "CI": ""}
+    return Command(command, environment=environment, tty=tty)
+
+
+def states(outputs: Path) -> dict[str, str]:
+    return {cell.label: cell.standing().state for cell in cells_of(outputs / "default")}
+
+
+def test_a_cell_that_takes_its_worker_with_it_stops_no_other(light: Path, tmp_path: Path) -> None:
+    sweep = typed(light, tmp_path, "workers", "seed=0,1,2,3,4")
+    assert sweep.ended(seconds=120) == 1, sweep.text
+    assert states(tmp_path) == {"seed=0": "missing"} | {f"seed={seed}": "done" for seed in (1, 2, 3, 4)}, sweep.text
+    assert Counter((tmp_path / "log").read_text().split())["0"] == 3
+    assert "Traceback" not in sweep.text
+
+
+def test_a_lost_job_of_submitit_makes_no_other_run_twice(light: Path, tmp_path: Path) -> None:
+    sweep = typed(light, tmp_path, "local", "seed=1,2,3", "seconds=3")
+    assert sweep.ended(seconds=120) == 0, sweep.text
+    assert states(tmp_path) == {f"seed={seed}": "done" for seed in (1, 2, 3)}, sweep.text
+    assert Counter((tmp_path / "log").read_text().split()) == {"1": 2, "2": 1, "3": 1}
+    assert sweep.text.count("lost with the worker") == 1

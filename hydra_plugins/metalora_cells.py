@@ -38,7 +38,7 @@ class CellSweeper(BasicSweeper):
         from hydra.core.utils import JobStatus
 
         from metalora import cli
-        from metalora.tasks.launching import awaiting_all
+        from metalora.tasks.launching import awaiting_all, ctrl_c_left_to_workers
         from metalora.tasks.sweep import Sweep
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
@@ -58,7 +58,7 @@ class CellSweeper(BasicSweeper):
         launcher, outputs = self.launcher, f"paths.outputs='{self.config.paths.outputs}'"
 
         def launch(cells: list[list[str]], first: int) -> None:  # a worker elsewhere may have another environment
-            with awaiting_all(launcher):
+            with ctrl_c_left_to_workers(launcher), awaiting_all(launcher):
                 ended = launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
             for job in ended:
                 if job is not None and job.status == JobStatus.FAILED:  # not the cell: what should have run it

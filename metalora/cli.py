@@ -146,8 +146,14 @@ def _application(cfg: "DictConfig") -> None:
         _guarded(lambda: _task(cfg), debug=bool(cfg.debug))
         return
     os.chdir(hydra.runtime.cwd)  # where the sweep was typed; a worker of Ray starts elsewhere
+    from metalora.tasks.launching import in_worker, is_joblib
+
+    target = str(hydra.launcher["_target_"])
+    if is_joblib(target):
+        in_worker(lambda: _cell(cfg))
+        return
     alone = (cfg.trainer.devices, cfg.trainer.nodes) == (1, 1)
-    if alone or not str(hydra.launcher["_target_"]).endswith(".BasicLauncher"):
+    if alone or not target.endswith(".BasicLauncher"):
         _cell(cfg)
     else:  # a process whose ranks are lost cannot always be saved: this one has the other cells to run
         from metalora.tasks.workers import in_own_process

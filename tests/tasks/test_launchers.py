@@ -11,7 +11,7 @@ from terminal import Command
 
 from metalora.tasks.cells import cells_of
 
-TASK = r'''
+TASK = r"""
 import os, signal, time
 from pathlib import Path
 
@@ -21,11 +21,16 @@ def run(cfg):
         file.write(f"{cfg.seed}\n")
     if cfg.seed == 0 or cfg.seed == 1 and log.read_text().count("1") == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(cfg.seconds)
+    try:
+        time.sleep(cfg.seconds)
+    except KeyboardInterrupt:
+        time.sleep(cfg.seed)
+        log.with_name(f"saved{cfg.seed}").touch()
+        raise
     made = log.with_name(f"made{cfg.seed}")
     made.touch()
     return made
-'''
+"""
 CONFIGURATION = """
 # @package _global_
 task: light
@@ -42,7 +47,9 @@ LAUNCHERS = {
 def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that teaches every Python process the task."""
     folder = tmp_path_factory.mktemp("light")
-    (folder / "sitecustomize.py").write_text(f"import metalora.tasks\nmetalora.tasks.__path__.append({str(folder)!r})\n")
+    (folder / "sitecustomize.py").write_text(
+        f"import metalora.tasks\nmetalora.tasks.__path__.append({str(folder)!r})\n"
+    )
     (folder / "light.py").write_text(TASK)
     (folder / "task").mkdir()
     (folder / "task" / "light.yaml").write_text(CONFIGURATION.lstrip())
@@ -77,3 +84,17 @@ def test_a_lost_job_of_submitit_makes_no_other_run_twice(light: Path, tmp_path: 
     assert states(tmp_path) == {f"seed={seed}": "done" for seed in (1, 2, 3)}, sweep.text
     assert Counter((tmp_path / "log").read_text().split()) == {"1": 2, "2": 1, "3": 1}
     assert sweep.text.count("lost with the worker") == 1
+
+
+@pytest.mark.parametrize(("tty", "workers"), [(True, 2), (False, 4)])
+def test_ctrl_c_lets_the_workers_of_joblib_save(tty: bool, workers: int, light: Path, tmp_path: Path) -> None:
+    """One saves at once, one takes two seconds; of two workers both are busy and a third cell waits, of four two are idle."""
+    seeds = "seed=2,3,5" if workers == 2 else "seed=2,3"
+    sweep = typed(light, tmp_path, "workers", seeds, "seconds=100", f"hydra.launcher.n_jobs={workers}", tty=tty)
+    sweep.until(lambda: (tmp_path / "log").exists() and len((tmp_path / "log").read_text().split()) == 2, seconds=60)
+    sweep.ctrl_c()
+    assert sweep.ended(seconds=60) == 130, sweep.text
+    assert "the workers save what they train; Ctrl-C again stops now" in sweep.text
+    assert {path.name for path in tmp_path.glob("saved*")} == {"saved2", "saved3"}, sweep.text
+    assert sorted((tmp_path / "log").read_text().split()) == ["2", "3"]
+    assert "Traceback" not in sweep.text

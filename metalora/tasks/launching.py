@@ -1,5 +1,5 @@
-"""What Hydra's launchers lack. The plugins of submitit and Ray raise at the first lost job and leave the others, running
-or queued, to themselves; joblib ends its workers with SIGKILL at a Ctrl-C, and when one of them ends by itself."""
+"""What Hydra's launchers lack. The plugins of submitit and Ray raise at the first lost job and leave the others to
+themselves, running or queued; joblib ends its workers with SIGKILL at a Ctrl-C, and when one of them ends by itself."""
 
 import contextlib
 import multiprocessing

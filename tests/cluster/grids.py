@@ -77,7 +77,7 @@ def standings(outputs: Path) -> list[tuple[Cell, Standing]]:
 
 
 def same(one: Path, other: Path) -> dict[str, float]:
-    """LoRAs, images and priors of two outputs are the same, bit for bit; scores within 1e-6: faces are embedded in batches.
+    """Priors, LoRAs and images are the same bit for bit, scores within 1e-6: faces are embedded in batches.
 
     Returns:
         how many of each were compared, and the largest difference of a score.

@@ -88,7 +88,7 @@ def test_a_lost_job_of_submitit_makes_no_other_run_twice(light: Path, tmp_path: 
 
 @pytest.mark.parametrize(("tty", "workers"), [(True, 2), (False, 4)])
 def test_ctrl_c_lets_the_workers_of_joblib_save(tty: bool, workers: int, light: Path, tmp_path: Path) -> None:
-    """One saves at once, one takes two seconds; of two workers both are busy and a third cell waits, of four two are idle."""
+    """One takes longer to save. Of two workers both are busy, and a third cell waits; of four, two are idle."""
     seeds = "seed=2,3,5" if workers == 2 else "seed=2,3"
     sweep = typed(light, tmp_path, "workers", seeds, "seconds=100", f"hydra.launcher.n_jobs={workers}", tty=tty)
     sweep.until(lambda: (tmp_path / "log").exists() and len((tmp_path / "log").read_text().split()) == 2, seconds=60)

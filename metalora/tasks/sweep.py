@@ -20,6 +20,7 @@ from metalora.core.lease import tell
 from metalora.tasks.artifact import LEASE, leased
 from metalora.tasks.cells import Cell
 from metalora.tasks.inputs import stamp_of
+from metalora.tasks.progress import in_cell
 
 Words = list[str]
 Launch = Callable[[list[Words], int], Any]
@@ -131,7 +132,8 @@ def run_cell(cfg: DictConfig, body: Callable[[], Any], *, reason_of: Callable[[E
         tell("begun")
         try:
             read = cell.stamps()
-            made = body()
+            with in_cell(label):
+                made = body()
         except Exception as error:
             if getattr(cfg, "debug", False):
                 raise

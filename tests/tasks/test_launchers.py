@@ -15,7 +15,10 @@ TASK = r"""
 import os, signal, time
 from pathlib import Path
 
+from metalora.tasks.progress import Board
+
 def run(cfg):
+    Board().reporter("light")("work", 1, 1)
     log = Path(cfg.log)
     with log.open("a") as file:
         file.write(f"{cfg.seed}\n")
@@ -75,6 +78,7 @@ def test_a_cell_that_takes_its_worker_with_it_stops_no_other(light: Path, tmp_pa
     assert sweep.ended(seconds=120) == 1, sweep.text
     assert states(tmp_path) == {"seed=0": "missing"} | {f"seed={seed}": "done" for seed in (1, 2, 3, 4)}, sweep.text
     assert Counter((tmp_path / "log").read_text().split())["0"] == 3
+    assert "seed=3: light: work 1/1" in sweep.text  # of cells side by side, each line says whose it is
     assert "Traceback" not in sweep.text
 
 
@@ -84,6 +88,8 @@ def test_a_lost_job_of_submitit_makes_no_other_run_twice(light: Path, tmp_path: 
     assert states(tmp_path) == {f"seed={seed}": "done" for seed in (1, 2, 3)}, sweep.text
     assert Counter((tmp_path / "log").read_text().split()) == {"1": 2, "2": 1, "3": 1}
     assert sweep.text.count("lost with the worker") == 1
+    logs = [path.read_text() for path in tmp_path.rglob("*_log.err")]
+    assert sum("seed=2: light: work 1/1" in log for log in logs) == 1, logs
 
 
 @pytest.mark.parametrize(("tty", "workers"), [(True, 2), (False, 4)])

@@ -305,6 +305,28 @@ def test_status_of_a_name_that_looks_like_a_number(tmp_path: Path, capsys: pytes
     assert "5: 1 cells" in capsys.readouterr().out
 
 
+def test_status_watches_until_every_cell_is_done_or_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [Cell.of(configured(tmp_path, rank), label=f"rank={rank}") for rank in (1, 2)]
+    for cell in cells:
+        cell.write()
+    told: list[str] = []
+
+    def work(seconds: float) -> None:
+        assert seconds == 0.5
+        told.append(capsys.readouterr().out)
+        cells[len(told) - 1].done([tmp_path], read={}, seconds=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metalora.tasks.status.time.sleep", work)
+        main(["status", "watch=0.5", f"paths.outputs={tmp_path}"])
+    assert ["2 missing" in told[0], "1 done, 0 running, 0 failed, 1 missing" in told[1]] == [True, True]
+    assert "2 done" in capsys.readouterr().out and len(told) == 2
+    for wrong in ("0", "soon", "true"):
+        with pytest.raises(SystemExit) as stop:
+            main(["status", f"watch={wrong}", f"paths.outputs={tmp_path}"])
+        assert stop.value.code == 2 and "key: watch" in capsys.readouterr().err
+
+
 def test_status_without_a_sweep_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["status", f"paths.outputs={tmp_path}"])

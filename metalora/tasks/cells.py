@@ -45,8 +45,8 @@ class Cell:
     task: str
     label: str = ""
     order: int = 0
-    inputs: tuple[str, ...] = ()
-    """The files and folders that its configuration names; its folder does not tell."""
+    inputs: tuple[str, ...] | None = None
+    """The files and folders that its configuration names; None: nobody can tell."""
 
     @classmethod
     def of(cls, cfg: DictConfig, *, label: str = "", order: int = 0) -> "Cell":
@@ -71,11 +71,13 @@ class Cell:
     def is_kept(self, *, stamp: Stamp = stamp_of) -> bool:
         """Whether a sweep need not launch it: it is done, by files that it named, and what it read is as it was."""
         found = _read(self.folder / "done.json")
-        return bool(found.get("made")) and self.is_done() and found.get("read") == self.stamps(stamp=stamp)
+        if self.inputs is None or not found.get("made") or not self.is_done():
+            return False
+        return found.get("read") == self.stamps(stamp=stamp)
 
     def stamps(self, *, stamp: Stamp = stamp_of) -> dict[str, str]:
         """The state of what it reads."""
-        return {path: stamp(path) for path in self.inputs}
+        return {path: stamp(path) for path in self.inputs or ()}
 
     def turns(self) -> int:
         """How often somebody has begun it."""

@@ -9,15 +9,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 Stamp = Callable[[str], str]
-_NO_INPUT = ("out", "hydra", "name", "debug", "paths", "trainer", "logger")
+_NO_INPUT = ("out", "name", "debug", "paths", "trainer", "logger")
 
 
-def inputs_of(cfg: DictConfig) -> tuple[str, ...]:
-    """Absolute paths of what exists; not what the project makes itself below `paths` (rendered people, caches)."""
+def inputs_of(cfg: DictConfig) -> tuple[str, ...] | None:
+    """Absolute paths of what exists; not what the project makes itself below `paths` (rendered people, caches).
+
+    Returns:
+        None when the configuration has a hole.
+    """
+    keys = [str(key) for key in cfg if key != "hydra"]  # which nobody has filled in before a launch
+    whole = OmegaConf.masked_copy(cfg, keys)
     try:
-        typed, meant = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (False, True))
+        typed, meant = (OmegaConf.to_container(whole, resolve=resolve) for resolve in (False, True))
     except OmegaConfBaseException:  # the task says it better
-        return ()
+        return None
     assert isinstance(typed, dict) and isinstance(meant, dict)
     places = [cfg.paths.get(key) for key in ("outputs", "data", "cache")]
     own = tuple(os.path.abspath(str(place)) + os.sep for place in places if place)

@@ -19,7 +19,7 @@ from metalora.tasks.progress import Board
 
 def run(cfg):
     Board().reporter("light")("work", 1, 1)
-    log = Path(cfg.log)
+    log = Path(cfg.out)
     with log.open("a") as file:
         file.write(f"{cfg.seed}\n")
     if cfg.seed == 0 or cfg.seed == 1 and log.read_text().count("1") == 1:
@@ -37,10 +37,11 @@ def run(cfg):
 CONFIGURATION = """
 # @package _global_
 task: light
-log: ???
+photo: null
 seconds: 0.5
 """
 LAUNCHERS = {
+    "basic": ("metalora_cells", []),
     "workers": ("hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
     "local": ("hydra_submitit_launcher", []),
 }
@@ -63,7 +64,8 @@ def typed(light: Path, outputs: Path, launcher: str, *words: str, tty: bool = Fa
     plugin, own = LAUNCHERS[launcher]
     pytest.importorskip(f"hydra_plugins.{plugin}")
     command = [sys.executable, "-m", "metalora", "task=light", "-m", f"hydra.searchpath=[file://{light}]"]
-    command += [f"hydra/launcher={launcher}", *own, f"log={outputs / 'log'}", *words]
+    command += [f"hydra/launcher={launcher}", *own, f"out={outputs / 'log'}", *words]
+
     path = os.pathsep.join([str(light), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {"METALORA_OUTPUTS": str(outputs), "PYTHONPATH": path, "TERM": "xterm-256color", "CI": ""}
     return Command(command, environment=environment, tty=tty)
@@ -71,6 +73,17 @@ def typed(light: Path, outputs: Path, launcher: str, *words: str, tty: bool = Fa
 
 def states(outputs: Path) -> dict[str, str]:
     return {cell.label: cell.standing().state for cell in cells_of(outputs / "default")}
+
+
+def test_a_sweep_typed_again_launches_what_reads_something_else_now(light: Path, tmp_path: Path) -> None:
+    photo, begun = tmp_path / "me.png", []
+    for content in ("one", "one", "two", "two"):
+        if not photo.exists() or photo.read_text() != content:
+            photo.write_text(content)
+        sweep = typed(light, tmp_path, "basic", "seed=2,3", "seconds=0", f"photo={photo}")
+        assert sweep.ended(seconds=60) == 0, sweep.text
+        begun.append(len((tmp_path / "log").read_text().split()))
+    assert begun == [2, 2, 4, 4]
 
 
 def test_a_cell_that_takes_its_worker_with_it_stops_no_other(light: Path, tmp_path: Path) -> None:

@@ -126,20 +126,18 @@ def record(cluster: str, part: str, **facts: Any) -> None:
             "compared with": "the basic launcher: priors, LoRAs and images bit for bit, scores within 1e-6",
             "load": [round(load, 1) for load in os.getloadavg()],
             "cores": os.cpu_count(),
-            "versions": {"python": platform.python_version()} | dict(sorted(_versions())),
+            "versions": {"python": platform.python_version()} | dict(sorted(_versions(cluster))),
             part: facts,
         },
     )
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def _versions(cluster: str) -> Iterator[tuple[str, str]]:
     for name in ("torch", "hydra-core", "ray", "hydra-ray-launcher", "submitit", "hydra-submitit-launcher"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             yield name, metadata.version(name)
-    if shutil.which("sbatch"):
-        told = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False).stdout.split()
-        if told:
-            yield "slurm", told[-1]
+    if cluster == "slurm" and (program := shutil.which("slurmctld")):
+        yield "slurm", subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stdout.split()[-1]
 
 
 def kill_a_trainer(outputs: Path, process: "subprocess.Popen[str]", *, seconds: float = 900) -> int:

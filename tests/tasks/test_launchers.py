@@ -95,6 +95,15 @@ def test_a_cell_that_takes_its_worker_with_it_stops_no_other(light: Path, tmp_pa
     assert "Traceback" not in sweep.text
 
 
+def test_a_lost_process_of_stage_1_ends_its_cell_not_the_sweep(light: Path, tmp_path: Path) -> None:
+    """Who trains in several processes ends its own when one of them is lost (`metalora.training.launcher`)."""
+    words = ["seed=0,1,2", "trainer.devices=2", "hydra.sweeper.attempts=2"]
+    sweep = typed(light, tmp_path, "basic", *words)
+    assert sweep.ended(seconds=120) == 1, sweep.text
+    assert states(tmp_path) == {"seed=0": "missing", "seed=1": "done", "seed=2": "done"}, sweep.text
+    assert Counter((tmp_path / "log").read_text().split()) == {"0": 2, "1": 2, "2": 1}
+
+
 def test_a_lost_job_of_submitit_makes_no_other_run_twice(light: Path, tmp_path: Path) -> None:
     sweep = typed(light, tmp_path, "local", "seed=1,2,3", "seconds=3")
     assert sweep.ended(seconds=120) == 0, sweep.text

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 STAMP := $(VENV)/.installed
 # The test suite runs one process per core, each with one thread.
+RECORDED := METALORA_RESULTS=experiments/cluster/results
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
@@ -84,7 +85,7 @@ test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt in
 	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
 
 test-slurm: $(STAMP)  ## a small grid on a Slurm cluster of this machine (root; Debian: apt install slurmctld slurmd slurm-client munge)
-	METALORA_SLURM=required $(TEST_ENV) $(BIN)/pytest -q -s tests/cluster/test_slurm.py
+	METALORA_SLURM=required $(RECORDED) $(TEST_ENV) $(BIN)/pytest -q -s tests/cluster/test_slurm.py
 
 # Ray's launcher wants older packages than the lock has: an environment of its own, otherwise with the lock's versions.
 test-ray: requirements.lock | $(filter .uv/bin/uv,$(UV))  ## a small grid on a Ray cluster of this machine
@@ -92,7 +93,7 @@ test-ray: requirements.lock | $(filter .uv/bin/uv,$(UV))  ## a small grid on a R
 	sed -nE 's/^([A-Za-z0-9_.-]+==[^ ;]+).*/\1/p' requirements.lock | grep -vE '^(cloudpickle|joblib|python-dateutil)=' \
 		> $(VENV)-ray/constraints.txt
 	VIRTUAL_ENV=$(VENV)-ray $(UV) pip install --quiet -c $(VENV)-ray/constraints.txt -e '.[ray]' pytest pytest-xdist
-	METALORA_RAY=required $(TEST_ENV) $(VENV)-ray/bin/pytest -q -s tests/cluster/test_ray.py
+	METALORA_RAY=required $(RECORDED) $(TEST_ENV) $(VENV)-ray/bin/pytest -q -s tests/cluster/test_ray.py
 
 study: $(STAMP)  ## the user study on this machine: best of three after `make reproduce`, of five after `make rivals sets`
 	$(BIN)/python -m experiments.user_study.sets

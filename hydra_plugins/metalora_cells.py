@@ -35,11 +35,16 @@ class CellSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the grid; ends with exit status 1 when a cell is not done."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.core.utils import JobStatus
 
         from metalora import cli
+        from metalora.tasks.launching import awaiting_all, ctrl_c_left_to_workers
         from metalora.tasks.sweep import Sweep
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
+        for key, number in (("attempts", self.attempts), ("max_batch_size", self.max_batch_size or 1)):
+            if type(number) is not int or number < 1:
+                cli.fail(f"not the number needed; expected 1 or more; got {number}; key: hydra.sweeper.{key}")
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         batches: Sequence[Sequence[Sequence[str]]] = self.split_arguments(overrides, self.max_batch_size)
@@ -53,6 +58,10 @@ class CellSweeper(BasicSweeper):
         launcher, outputs = self.launcher, f"paths.outputs='{self.config.paths.outputs}'"
 
         def launch(cells: list[list[str]], first: int) -> None:  # a worker elsewhere may have another environment
-            launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
+            with ctrl_c_left_to_workers(launcher), awaiting_all(launcher):
+                ended = launcher.launch([[*words, outputs] for words in cells], initial_job_idx=first)
+            for job in ended:
+                if job is not None and job.status == JobStatus.FAILED:  # not the cell: what should have run it
+                    raise job._return_value
 
         return sweep.run(launch, attempts=self.attempts)

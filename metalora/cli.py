@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and "=" not in words[0] and not words[0].startswith("-"):
         if words[0] not in task_names():
-            _fail(f"unknown task; expected one of {', '.join(task_names())}; got {words[0]}")
+            fail(f"unknown task; expected one of {', '.join(task_names())}; got {words[0]}")
         if "--help" in words or "-h" in words:
             print(task_help(words[0]))
             return
@@ -85,7 +85,7 @@ def _check_launcher(words: list[str]) -> None:
         key, _, name = word.partition("=")
         plugin, extra = LAUNCHERS.get(name, ("", ""))
         if key == "hydra/launcher" and plugin and importlib.util.find_spec("hydra_plugins." + plugin) is None:
-            _fail(
+            fail(
                 f"the launcher {name} is not installed; expected `pip install metalora[{extra}]`; got no {plugin};"
                 " key: hydra/launcher"
             )
@@ -107,7 +107,9 @@ def quoted(word: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def _fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
+    """End with one line and the exit status of bad input."""
+    speak()
     print(f"metalora: {message}", file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
 
@@ -139,13 +141,42 @@ def _application(cfg: "DictConfig") -> None:
     from hydra.types import RunMode
 
     speak()
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        from metalora.tasks.sweep import run_cell
-
-        os.chdir(HydraConfig.get().runtime.cwd)  # where the sweep was typed; a worker of Ray starts elsewhere
-        _guarded(lambda: run_cell(cfg, lambda: _task(cfg), reason_of=explained), debug=bool(cfg.debug))
-    else:
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
         _guarded(lambda: _task(cfg), debug=bool(cfg.debug))
+        return
+    os.chdir(hydra.runtime.cwd)  # where the sweep was typed; a worker of Ray starts elsewhere
+    from metalora.tasks.launching import in_worker, is_joblib
+
+    target = str(hydra.launcher["_target_"])
+    if is_joblib(target):
+        in_worker(lambda: _cell(cfg))
+        return
+    alone = (cfg.trainer.devices, cfg.trainer.nodes) == (1, 1)
+    if alone or not target.endswith(".BasicLauncher"):
+        _cell(cfg)
+    else:  # a process whose ranks are lost cannot always be saved: this one has the other cells to run
+        from metalora.tasks.workers import in_own_process
+
+        _guarded(lambda: in_own_process(_cell_of, cfg, HydraConfig.instance().cfg), debug=bool(cfg.debug))
+
+
+def _cell(cfg: "DictConfig") -> None:
+    """One cell of a sweep."""
+    from metalora.tasks.sweep import run_cell
+
+    _guarded(lambda: run_cell(cfg, lambda: _task(cfg), reason_of=explained), debug=bool(cfg.debug))
+
+
+def _cell_of(cfg: "DictConfig", hydra: "DictConfig") -> None:
+    """The same in a process of its own, which knows nothing yet."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import setup_globals
+
+    setup_globals()
+    register_resolvers()
+    HydraConfig.instance().set_config(hydra)
+    _cell(cfg)
 
 
 def _run_hydra(words: list[str]) -> None:
@@ -162,7 +193,7 @@ def _run_hydra(words: list[str]) -> None:
     except SystemExit as stop:
         if stop.code == 1 and sys.stderr is complaint:
             speak()
-            _fail(one_line(complaint.getvalue()))
+            fail(one_line(complaint.getvalue()))
         raise
     finally:
         if sys.stderr is complaint:
@@ -224,7 +255,7 @@ def _guarded(body: Callable[[], object], *, debug: bool) -> None:
         told = None if debug else explained(error)
         if told is None:
             raise
-        _fail(told)
+        fail(told)
 
 
 def _stopped(status: int) -> NoReturn:

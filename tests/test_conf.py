@@ -243,5 +243,11 @@ def test_the_grid_of_a_sweep_is_the_presets_until_it_is_typed() -> None:
         assert [words[0] for words in whole[:30]] == ["iterations=250"] * 30
         assert len(cells(experiment, "reproduce")) == 5  # one per rank, as ever
         assert len(cells(experiment, "personalize", "rank=1", "method=lora")) == 5 * 2
-    assert len(cells("paper/r1_selection", "meta-train")) == 3
-    assert len(cells("paper/r1_selection", "personalize")) == 18
+    for world in ("paper", "mini"):
+        assert len(cells(f"{world}/r1_selection", "meta-train")) == 3
+        assert len(cells(f"{world}/r1_selection", "personalize")) == 18
+        for words in cells(f"{world}/r1_selection", "personalize"):
+            needed = [f"backbone={'mini' if world == 'mini' else 'flux_dev'}", "benchmark.root=b", "people.root=p"]
+            cfg = composed("task=personalize", f"experiment={world}/r1_selection", *needed, *words)
+            assert (cfg.image, cfg.score, cfg.class_noun) == ("benchmark", True, "woman")
+            assert cfg.prior_at % cfg.stage1.prior_every == 0 and cfg.prior_at <= cfg.stage1.q_total

@@ -5,9 +5,10 @@ is over its composed configuration, so a sweep that is typed in other words, or 
 """
 
 import json
+import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from metalora.core.atomic import write_json
-from metalora.core.lease import STALE_SECONDS, is_alive, owner, silence
+from metalora.core.lease import STALE_SECONDS, is_alive, latest, owner, silence
 from metalora.tasks.artifact import LEASE, config_hash
+from metalora.tasks.inputs import Stamp, inputs_of, stamp_of
 
 CELLS = "cells"
 _ASIDE = ("hydra", "name", "debug", "paths", "trainer", "logger")
@@ -43,6 +45,8 @@ class Cell:
     task: str
     label: str = ""
     order: int = 0
+    inputs: tuple[str, ...] | None = None
+    """The files and folders that its configuration names; None: nobody can tell."""
 
     @classmethod
     def of(cls, cfg: DictConfig, *, label: str = "", order: int = 0) -> "Cell":
@@ -50,22 +54,44 @@ class Cell:
         values = OmegaConf.to_container(cfg, resolve=False, throw_on_missing=False)
         assert isinstance(values, dict)
         digest = config_hash({str(key): value for key, value in values.items() if key not in _ASIDE})
-        return cls(Path(str(cfg.paths.outputs)) / str(cfg.name) / CELLS / digest, str(cfg.task), label, order)
+        folder = Path(str(cfg.paths.outputs)) / str(cfg.name) / CELLS / digest
+        return cls(folder, str(cfg.task), label, order, inputs_of(cfg))
 
     def write(self) -> None:
-        """Say what the cell is, so that it is missing and not unknown; an earlier failure is forgotten."""
+        """Say what the cell is, so that it is missing and not unknown; how it ended before is forgotten."""
         write_json(self.folder / "cell.json", {"task": self.task, "label": self.label, "order": self.order})
-        (self.folder / "failed.json").unlink(missing_ok=True)
+        for name in ("done.json", "failed.json"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def is_done(self) -> bool:
         """Whether it ended well and what it made is still there."""
         found = _read(self.folder / "done.json")
-        return bool(found) and all(Path(path).exists() for path in found["made"])
+        return bool(found) and all(os.path.exists(path) for path in found["made"])
 
-    def done(self, made: Sequence[Path], *, seconds: float) -> None:
-        """It ended well."""
-        facts = {"made": [str(path) for path in made], "seconds": round(seconds, 1), **_here()}
-        write_json(self.folder / "done.json", facts)
+    def is_kept(self, *, stamp: Stamp = stamp_of) -> bool:
+        """Whether a sweep need not launch it: it is done, by files that it named, and what it read is as it was."""
+        found = _read(self.folder / "done.json")
+        if self.inputs is None or not found.get("made") or not self.is_done():
+            return False
+        return found.get("read") == self.stamps(stamp=stamp)
+
+    def stamps(self, *, stamp: Stamp = stamp_of) -> dict[str, str]:
+        """The state of what it reads."""
+        return {path: stamp(path) for path in self.inputs or ()}
+
+    def turns(self) -> int:
+        """How often somebody has begun it."""
+        return latest(self.folder / LEASE)
+
+    def done(self, made: Sequence[Path], *, read: Mapping[str, str], seconds: float) -> None:
+        """It ended well.
+
+        Args:
+            made: the files that make it done.
+            read: `stamps` from before it began.
+        """
+        facts = {"made": [os.path.abspath(path) for path in made], "read": dict(read), "seconds": round(seconds, 1)}
+        write_json(self.folder / "done.json", facts | _here())
         (self.folder / "failed.json").unlink(missing_ok=True)
 
     def failed(self, reason: str, *, mendable: bool, seconds: float) -> None:

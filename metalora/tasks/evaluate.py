@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 SUMMARY = "scores.json"
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the scores."""
     setting = Setting.of(cfg)
     set_threads(setting)
     given = setting["images"] if isinstance(setting["images"], list) else [setting["images"]]
@@ -51,6 +51,7 @@ def run(cfg: DictConfig) -> None:
         for line in summarize(scores):
             board.say(line)
         board.say(f"scores: {scores}")
+    return [scores]
 
 
 def check_cells(setting: Setting, folders: Sequence[Path], *, board: Board) -> None:

@@ -15,14 +15,14 @@ from metalora.inference.generate import generate as make_images
 from metalora.inference.start import Start, load_start
 from metalora.people.benchmark import load_prompts
 from metalora.people.cache import LatentCache
-from metalora.tasks.artifact import Artifact
+from metalora.tasks.artifact import MANIFEST, Artifact
 from metalora.tasks.memory import measured, plan_generation
 from metalora.tasks.progress import Board, Progress
 from metalora.tasks.setting import Setting, set_threads
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the images."""
     setting = Setting.of(cfg)
     set_threads(setting)
     lora = Path(setting["lora"]) if setting["lora"] else None
@@ -56,6 +56,7 @@ def run(cfg: DictConfig) -> None:
         label, progress = lora.stem if lora else "base", board.reporter("generate")
         folder = generate(setting, jobs=jobs, label=label, progress=progress, say=board.say)
         board.say(f"images: {folder}")
+    return [folder / MANIFEST, *sorted((folder / "images").rglob("*.png"))]
 
 
 def artifact_of(setting: Setting, *, jobs: Sequence[GenerationJob], label: str) -> Artifact:

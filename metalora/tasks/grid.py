@@ -60,5 +60,5 @@ def _prior(setting: Setting, class_noun: str, *, progress: Progress) -> Path:
         raise UserError("a prior is given", expected="prior_at=null", got=str(setting["prior_at"]), key="prior_at")
     if given:
         return Path(given)
-    at = setting["prior_at"]
+    at = None if setting["prior_at"] is None else setting.numbers("prior_at", least=1, count=1)[0]
     return meta_train(setting, class_noun=class_noun, at=at, progress=progress)

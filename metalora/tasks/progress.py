@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TextIO
@@ -19,6 +19,19 @@ EVERY_SECONDS = 30.0
 """Plain output: a job's next line comes after this long, or with the next stage or the end of one."""
 AT_LEAST_SECONDS = 2.0
 """Plain output: stages that change faster than this are not all told."""
+
+_CELL = ""
+
+
+@contextlib.contextmanager
+def in_cell(label: str) -> Iterator[None]:
+    """Inside, lines of a cell of a sweep begin with its label where other cells may print beside it."""
+    global _CELL
+    before, _CELL = _CELL, f"{label}: " if label and _is_one_of_many() else ""
+    try:
+        yield
+    finally:
+        _CELL = before
 
 
 class Board(AbstractContextManager["Board"]):
@@ -65,7 +78,7 @@ class Board(AbstractContextManager["Board"]):
         if self._view is not None and self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            print(_CELL + text, file=self._stream, flush=True)
 
     def expect(self, jobs: int) -> None:
         """How many jobs there will be from now on."""

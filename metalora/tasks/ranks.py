@@ -25,8 +25,11 @@ def ranks_of(setting: Setting, *, class_noun: str) -> Ranks:
             got=f"{started}, by torchrun",
             key=KEYS,
         )
+    timeout = setting["trainer.rank_timeout"]
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < 1e9:
+        raise UserError("no time to wait", expected="seconds", got=str(timeout), key="trainer.rank_timeout")
     command = (sys.executable, "-m", "metalora.tasks.rank", json.dumps([setting.values, class_noun]))
-    return Ranks(devices=devices, nodes=nodes, timeout=float(setting["trainer.rank_timeout"]), command=command)
+    return Ranks(devices=devices, nodes=nodes, timeout=float(timeout), command=command)
 
 
 def take_place(setting: Setting, ranks: Ranks) -> None:

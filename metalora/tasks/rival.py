@@ -30,8 +30,8 @@ from metalora.tasks.reproduce import base_jobs, prompts_of, score_base, subjects
 from metalora.tasks.setting import Setting, set_threads
 
 
-def run(cfg: DictConfig) -> None:
-    """The task behind the command line."""
+def run(cfg: DictConfig) -> list[Path]:
+    """The task behind the command line; returns the scores."""
     setting = Setting.of(cfg)
     methods, classes = _listed(setting, "methods", tuple(RIVALS)), _listed(setting, "classes", CLASSES)
     if setting["out"]:
@@ -39,14 +39,18 @@ def run(cfg: DictConfig) -> None:
             "rival makes many folders", expected="name=NAME for outputs/NAME", got=str(setting["out"]), key="out"
         )
     set_threads(setting)
+    made = []
     with Board() as board:
         ensure_benchmark(setting, progress=board.reporter("prepare"))
         for class_noun in classes:
             base = score_base(setting.values, class_noun, progress=board.reporter(f"base {class_noun}"))
             board.say(f"scores: {base}")
+            made.append(base)
             for method in methods:
                 scores = score_rival(setting, method, class_noun, progress=board.reporter(f"{method} {class_noun}"))
                 board.say(f"scores: {scores}")
+                made.append(scores)
+    return made
 
 
 def score_rival(setting: Setting, method: str, class_noun: str, *, progress: Progress) -> Path:

@@ -9,18 +9,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from metalora.core.errors import UserError
 from metalora.core.lease import tell
 from metalora.tasks.artifact import LEASE, leased
 from metalora.tasks.cells import Cell
+from metalora.tasks.inputs import stamp_of
+from metalora.tasks.progress import in_cell
 
 Words = list[str]
 Launch = Callable[[list[Words], int], Any]
 """Called with the overrides of some cells and the number of the first; returns when they have ended."""
+
+Entry = tuple[Words, Cell]
 
 SOME_CELLS_ARE_NOT_DONE, BAD_INPUT = 1, 2
 
@@ -37,7 +43,8 @@ class Sweep:
     def __init__(
         self, batches: Sequence[Sequence[Words]], *, composed: Callable[[Words], DictConfig], swept: Collection[str]
     ) -> None:
-        self._batches: list[list[tuple[Words, Cell]]] = []
+        self._batches: list[list[Entry]] = []
+        self._has_begun = False
         order = 0
         for batch in batches:
             self._batches.append([])
@@ -49,29 +56,53 @@ class Sweep:
     def run(self, launch: Launch, *, attempts: int) -> None:
         """Launch what is not done, and again what was lost with its worker.
 
+        Args:
+            attempts: launches of a cell whose worker was lost each time.
+
         Raises:
             SystemExit: when a cell is not done at the end; with status 2 if bad input is all that stands in the way, as
-                for a single job, else with status 1.
+                for a single job, or if the launcher begins no cell at all, else with status 1.
         """
         cells = [cell for batch in self._batches for _, cell in batch]
+        stamp = cache(stamp_of)  # cells share what they read
         for cell in cells:
-            if not cell.is_done():
+            if not cell.is_kept(stamp=stamp):
                 cell.write()
         first = 0
         for batch in self._batches:
-            for attempt in range(attempts):
-                todo = [words for words, cell in batch if cell.standing().state in ("missing", "running")]
-                if not todo:
-                    break
-                if attempt:
-                    _say(f"{len(todo)} cells were lost with their workers: once more")
-                    time.sleep(attempt)
-                try:
-                    launch(todo, first)
-                except Exception as error:
-                    _say(f"the launcher lost a worker: {type(error).__name__}: {_first_line(error)}")
+            self._launch(batch, lambda words, first=first: launch(words, first), attempts=attempts)
             first += len(batch)
         self._tell(cells)
+
+    def _launch(self, batch: Sequence[Entry], launch: Callable[[list[Words]], Any], *, attempts: int) -> None:
+        """One batch until none of it is left: who was never begun goes first, who was lost comes after everybody else,
+        and for the last time alone, so that a cell that takes its worker and the others' with it harms nobody."""
+        lost = [0] * len(batch)
+        while True:
+            todo = [place for place, (_, cell) in enumerate(batch) if _is_left(cell) and lost[place] < attempts]
+            if not todo:
+                return
+            least = min(lost[place] for place in todo)
+            group = [place for place in todo if lost[place] == least]
+            if least:
+                group = group[:1] if least == attempts - 1 else group
+                _say(f"{len(group)} {'cell was' if len(group) == 1 else 'cells were'} lost with the worker: once more")
+                time.sleep(least)
+            turns = {place: batch[place][1].turns() for place in group}
+            error = _error_of(lambda group=group: launch([batch[place][0] for place in group]))
+            for place in group:
+                while batch[place][1].standing().state == "running":  # a launcher that gave up leaves others at work
+                    time.sleep(0.5)
+            begun = [place for place in group if batch[place][1].turns() > turns[place]]
+            if error is not None and not begun and not self._has_begun:
+                told = f"{type(error).__name__}: {_last_line(error)}"
+                _say(str(UserError("the launcher has begun no cell", got=told, key="hydra.launcher")))
+                raise SystemExit(BAD_INPUT)
+            self._has_begun = True
+            if error is not None:
+                _say(f"the launcher lost a worker: {type(error).__name__}: {_last_line(error)}")
+            for place in begun or group:
+                lost[place] += 1
 
     def _tell(self, cells: Sequence[Cell]) -> None:
         standings = [(cell, cell.standing()) for cell in cells]
@@ -100,7 +131,9 @@ def run_cell(cfg: DictConfig, body: Callable[[], Any], *, reason_of: Callable[[E
         begun = time.monotonic()
         tell("begun")
         try:
-            made = body()
+            read = cell.stamps()
+            with in_cell(label):
+                made = body()
         except Exception as error:
             if getattr(cfg, "debug", False):
                 raise
@@ -112,7 +145,8 @@ def run_cell(cfg: DictConfig, body: Callable[[], Any], *, reason_of: Callable[[E
             cell.failed(reason, mendable=mendable, seconds=_since(begun))
             _say(f"failed: {label}: {reason}")
             return
-        cell.done(made if isinstance(made, list) else [made] if isinstance(made, Path) else [], seconds=_since(begun))
+        files = made if isinstance(made, list) else [made] if isinstance(made, Path) else []
+        cell.done(files, read=read, seconds=_since(begun))
 
 
 def _known(cell: Cell) -> list[Cell]:
@@ -131,6 +165,23 @@ def _since(begun: float) -> float:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _last_line(error: BaseException) -> str:
+    """Where launchers say the cause."""
+    return (str(error).strip().splitlines() or [""])[-1].strip()[:200]
+
+
+def _is_left(cell: Cell) -> bool:
+    return cell.standing().state in ("missing", "running")
+
+
+def _error_of(body: Callable[[], Any]) -> Exception | None:
+    try:
+        body()
+    except Exception as error:
+        return error
+    return None
 
 
 def _say(text: str) -> None:

@@ -179,6 +179,28 @@ def _ending_together() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def in_own_process(function: Callable[..., object], *arguments: Any) -> int | None:
+    """Run a module-level function in a process that may die without this one; returns its exit status.
+
+    Ctrl-C and SIGTERM reach it as they reach the workers of `run_jobs`.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_run_alone, args=(function, arguments))
+    with _ending_together():
+        with _deaf():
+            process.start()
+        try:
+            process.join()
+        finally:
+            process.join()
+    return process.exitcode
+
+
+def _run_alone(function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    _ignore_ctrl_c()
+    _leave_with_parent()
+    function(*arguments)
+
+
 def run_jobs(
     jobs: Sequence[Job],
     *,

@@ -2,11 +2,12 @@
 
 import importlib.util
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from grids import CELLS, assert_same, finish, standings, start, sweep_with_a_kill
+from grids import CELLS, finish, record, same, standings, start, sweep_with_a_kill
 
 from experiments.cluster.local_slurm import missing_programs, running
 
@@ -38,15 +39,16 @@ def slurm() -> Iterator[Mapping[str, str]]:
 
 
 def test_a_slurm_array_gives_the_scores_of_one_process(basic: Path, slurm: Mapping[str, str]) -> None:
-    outputs = basic.parent / "slurm"
+    outputs, begun = basic.parent / "slurm", time.monotonic()
     assert finish(start(outputs, *WORDS, environment=slurm), outputs) == 0, (outputs / "err").read_text()[-3000:]
     assert [standing.state for _, standing in standings(outputs)] == ["done"] * CELLS
-    assert_same(basic, outputs)
+    seconds = round(time.monotonic() - begun, 1)
+    record("slurm", "the grid", seconds=seconds, same=same(basic, outputs))
 
 
 def test_a_killed_worker_costs_nothing_but_time(basic: Path, slurm: Mapping[str, str]) -> None:
-    outputs = basic.parent / "slurm-killed"
+    outputs, begun = basic.parent / "slurm-killed", time.monotonic()
     statuses = sweep_with_a_kill(outputs, WORDS, slurm)
-    print("exit statuses:", statuses)
     assert statuses[-1] == 0, (outputs / "err").read_text()[-3000:]
-    assert_same(basic, outputs)
+    seconds = round(time.monotonic() - begun, 1)
+    record("slurm", "kill -9 of a worker", seconds=seconds, exit_statuses=statuses, same=same(basic, outputs))

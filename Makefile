@@ -79,7 +79,7 @@ r1-selection: $(STAMP)  ## appendix K: how wide Meta-Down, how long Stage 1
 	$(IN) $(BIN)/python -m experiments.r1_selection.plot
 
 test: $(STAMP)  ## all tests
-	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile -q --durations=15
+	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q --durations=15
 
 test-browser: $(STAMP)  ## the user study in a headless Chromium (Debian: apt install chromium chromium-driver)
 	METALORA_BROWSER=required $(TEST_ENV) $(BIN)/pytest -q tests/reporting/user_study/test_browser.py
@@ -92,7 +92,7 @@ test-ray: requirements.lock | $(filter .uv/bin/uv,$(UV))  ## a small grid on a R
 	test -x $(VENV)-ray/bin/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)-ray
 	sed -nE 's/^([A-Za-z0-9_.-]+==[^ ;]+).*/\1/p' requirements.lock | grep -vE '^(cloudpickle|joblib|python-dateutil)=' \
 		> $(VENV)-ray/constraints.txt
-	VIRTUAL_ENV=$(VENV)-ray $(UV) pip install --quiet -c $(VENV)-ray/constraints.txt -e '.[ray]' pytest pytest-xdist
+	VIRTUAL_ENV=$(VENV)-ray $(UV) pip install --quiet -c $(VENV)-ray/constraints.txt -e '.[ray,joblib]' pytest pytest-xdist
 	METALORA_RAY=required $(RECORDED) $(TEST_ENV) $(VENV)-ray/bin/pytest -q -s tests/cluster/test_ray.py
 
 study: $(STAMP)  ## the user study on this machine: best of three after `make reproduce`, of five after `make rivals sets`

@@ -9,6 +9,12 @@ from metalora.backbones.backbone import DiffusersBackbone
 from metalora.backbones.flux import load_flux
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with slow tests come first: otherwise the end of a parallel run waits for one of them alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_flux_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random FluxPipeline directory that stock diffusers loads."""

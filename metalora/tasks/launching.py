@@ -81,7 +81,8 @@ def ctrl_c_left_to_workers(launcher: object) -> Iterator[None]:
             if found.si_code <= 0:  # somebody's kill: a terminal tells the workers itself
                 for child in multiprocessing.active_children():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(child.pid or 0, signal.SIGINT)
+                        if child.pid is not None:  # 0 would mean every process of ours
+                            os.kill(child.pid, signal.SIGINT)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

@@ -174,6 +174,7 @@ def test_the_tradeoff_is_the_papers_grid() -> None:
     [
         ([], "quick", [0], "MiniFaceEmbedder"),
         (["benchmark=mini_validation"], "quick", [0], "MiniFaceEmbedder"),
+        (["benchmark=mini_test"], "quick", [0], "MiniFaceEmbedder"),
         (["benchmark=meta_phd"], "full", [0, 1, 2, 3, 4], "FacenetEmbedder"),
         (["backbone=flux_dev"], "full", [0, 1, 2, 3, 4], "FacenetEmbedder"),
         (["backbone=flux_dev", "benchmark=mini"], "quick", [0], "MiniFaceEmbedder"),

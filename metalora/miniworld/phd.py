@@ -1,4 +1,4 @@
-"""The mini world's people as photo folders: Stage 1, validation, and Mini-PHD in Meta-PHD's layout (section 4.1)."""
+"""The mini world's people as photo folders: Stage 1, and benchmarks in Meta-PHD's layout (section 4.1)."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ SINGLE_YAW = 30.0
 """Largest turn of the single photos in degrees, as in Meta-PHD."""
 _RENDERER = 1
 """Raise it when the renderer's pictures change: folders of older pictures are then refused."""
-_VALIDATION = {"people": 12, "photos": 5}
+SPLIT_BENCHMARKS = {"mini_validation": ("validation", 16, 5), "mini_test": ("test", 32, 5)}
+"""Benchmarks made of one split: its name, people per class, photos per person."""
 # Part of every seed. With this take MTCNN finds exactly one face in each photo of both benchmarks; after a change of
 # the renderer count again, and raise it when a face is missed.
 _TAKE = 0
@@ -96,23 +97,26 @@ def write_mini_phd(root: Path, *, progress: Progress | None = None) -> None:
     _write_benchmark(root, folders, nouns, arguments=arguments, progress=progress)
 
 
-def write_mini_validation(root: Path, *, progress: Progress | None = None) -> None:
-    """Write the validation people (12 men, 12 women, 5 photos each) in the form of Mini-PHD's multi-photo part.
+def write_split(root: Path, name: str, *, progress: Progress | None = None) -> None:
+    """Write the people of a split in the form of Mini-PHD's multi-photo part.
 
-    Settings are chosen on them, never on Mini-PHD.
+    Args:
+        name: "mini_validation" (16 men, 16 women: settings are chosen on them) or "mini_test" (32 and 32: looked at
+            once, when nothing is to be chosen any more). 5 photos each.
 
     Raises:
         UserError: `root` was written with other arguments.
     """
     root = Path(root)
-    arguments = {"benchmark": "mini_validation", "renderer": _RENDERER, "size": PHOTO_SIZE, **_VALIDATION}
+    split, count, photos = SPLIT_BENCHMARKS[name]
+    arguments = {"benchmark": name, "renderer": _RENDERER, "size": PHOTO_SIZE, "people": count, "photos": photos}
     if finished(root, arguments=arguments, key="benchmark.root"):
         return
     folders: dict[Path, list[Photo]] = {}
     nouns: dict[str, str] = {}
     for class_noun in CLASS_NOUNS:
-        for person in people("validation", class_noun, count=_VALIDATION["people"]):
-            folders[root / "unsplash" / person.key] = _session(person, count=_VALIDATION["photos"])
+        for person in people(split, class_noun, count=count):
+            folders[root / "unsplash" / person.key] = _session(person, count=photos)
             nouns[person.key] = class_noun
     _write_benchmark(root, folders, nouns, arguments=arguments, progress=progress)
 

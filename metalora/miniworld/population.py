@@ -5,8 +5,8 @@ from metalora.miniworld.identity import Identity, draw_identity
 
 CLASS_NOUNS = ("man", "woman")
 # base: the tiny models are trained on them; stage1: the prior is; validation: settings are chosen on them;
-# phd and ffhq: tested.
-SPLITS = ("base", "stage1", "validation", "phd", "ffhq")
+# phd and ffhq: Mini-PHD's; test: those of the trade-off study.
+SPLITS = ("base", "stage1", "validation", "phd", "ffhq", "test")
 
 
 def identity(split: str, class_noun: str, index: int) -> Identity:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -202,15 +203,11 @@ def encode_references(
 
 def ensure_benchmark(setting: Setting, *, progress: Progress) -> Path:
     """The benchmark's folder; the mini world's are rendered when they are not there yet."""
+    from metalora.miniworld.phd import SPLIT_BENCHMARKS, write_mini_phd, write_split
+
     root, name = Path(setting["benchmark.root"]), setting["benchmark.name"]
-    if name == "mini_phd":
-        from metalora.miniworld.phd import write_mini_phd
-
+    writers = {"mini_phd": write_mini_phd} | {one: partial(write_split, name=one) for one in SPLIT_BENCHMARKS}
+    if name in writers:
         with _rendering(root, progress) as owned:
-            write_mini_phd(root, progress=owned)
-    elif name == "mini_validation":
-        from metalora.miniworld.phd import write_mini_validation
-
-        with _rendering(root, progress) as owned:
-            write_mini_validation(root, progress=owned)
+            writers[name](root, progress=owned)
     return root

@@ -11,7 +11,7 @@ from PIL import Image
 from metalora.core.errors import UserError
 from metalora.miniworld import folders, phd
 from metalora.miniworld.corpus import SIZES
-from metalora.miniworld.phd import write_mini_phd, write_mini_validation, write_people
+from metalora.miniworld.phd import write_mini_phd, write_people, write_split
 from metalora.miniworld.population import identity
 from metalora.people.benchmark import load_benchmark
 from metalora.people.folder import scan_people
@@ -58,12 +58,15 @@ def test_single_photos_are_within_thirty_degrees_and_differ() -> None:
     assert len({shot.shirt for shot in shots}) > 4
 
 
-def test_validation_people_have_the_form_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "split", "count"), [("mini_validation", "validation", 32), ("mini_test", "test", 64)])
+def test_a_split_has_the_form_of_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str, count: int
+) -> None:
     monkeypatch.setattr(phd, "PHOTO_SIZE", 16)
-    write_mini_validation(tmp_path)
+    write_split(tmp_path, name)
     subjects = load_benchmark(tmp_path).subjects
-    assert len(subjects) == 24
-    assert all(subject.identity.startswith("validation-") for subject in subjects)
+    assert len(subjects) == count
+    assert {subject.identity.rsplit("-", 1)[0] for subject in subjects} == {f"{split}-man", f"{split}-woman"}
     assert {len(subject.test_photos) for subject in subjects} == {4}
 
 

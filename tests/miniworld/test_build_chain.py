@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import AutoencoderKL, FluxPipeline
 
 from metalora.core.errors import UserError
 from metalora.miniworld.build.chain import Chain, build, samples_seen
 from metalora.miniworld.build.clip import ClipRecipe, cut_heads, describe
 from metalora.miniworld.build.data import load_corpus
+from metalora.miniworld.build.decoder import DecoderRecipe, face_weights, train_decoder, with_trained_decoder
 from metalora.miniworld.build.face import FaceRecipe, load_face, train_face
-from metalora.miniworld.build.flux import FluxData, FluxRecipe, error_weights, face_coverage, train_flux
+from metalora.miniworld.build.flux import FluxRecipe, Predictor, error_weights, guided_target, train_flux
+from metalora.miniworld.build.flux_data import FluxData, face_coverage
 from metalora.miniworld.build.loop import Plan, read_checkpoint
-from metalora.miniworld.build.vae import VaeRecipe, train_vae
+from metalora.miniworld.build.models import make_flux
+from metalora.miniworld.build.vae import VaeRecipe, train_vae, trained_vae
 from metalora.miniworld.shots import sample_shot
 
 FLUX = FluxRecipe(
@@ -42,6 +45,7 @@ TINY = Chain(
     portraits={"people": 8, "photos": 1, "seed": 0},
     vae_rows={"64x64": 16},
     vae=VaeRecipe(plan=Plan(steps=3), batch=2, widths=(8, 16, 16)),
+    decoder=DecoderRecipe(plan=Plan(steps=3), batch=2),
     face=FaceRecipe(plan=Plan(steps=3), batch=8, widths=(16, 32, 32), depths=(1, 1, 1), dimension=16),
     clip=(ClipRecipe(plan=Plan(steps=1), batch=8, heads=0), ClipRecipe(plan=Plan(steps=2), batch=8, heads=4)),
     flux=(replace(FLUX, plan=Plan(steps=2), distill=()), FLUX),
@@ -141,7 +145,7 @@ def test_batches_do_not_depend_on_where_they_start(built: Path) -> None:
         np.testing.assert_array_equal(positions, others)
 
 
-@pytest.mark.parametrize("stage", ["vae", "face"])
+@pytest.mark.parametrize("stage", ["vae", "decoder", "face"])
 def test_a_cut_training_ends_with_the_same_file(built: Path, tmp_path: Path, stage: str) -> None:
     corpus = load_corpus(built / "corpus").select(held_out=False)
     plan = Plan(steps=4, checkpoint_seconds=0.0)
@@ -151,6 +155,8 @@ def test_a_cut_training_ends_with_the_same_file(built: Path, tmp_path: Path, sta
         state.mkdir(exist_ok=True)
         if stage == "vae":
             train_vae(corpus, recipe=recipe, state=state, quiet=True)
+        elif stage == "decoder":
+            train_decoder(corpus, latents=_latents(built), vae=_vae(built), recipe=recipe, state=state, quiet=True)
         else:
             train_face([corpus], recipe=recipe, state=state, quiet=True)
 
@@ -173,6 +179,121 @@ def test_a_cut_training_ends_with_the_same_file(built: Path, tmp_path: Path, sta
     assert checkpoint.is_file()
     train(cut)
     assert _tensors(tmp_path / "whole" / f"{stage}.safetensors") == _tensors(checkpoint)
+
+
+def _vae(built: Path) -> AutoencoderKL:
+    corpus = load_corpus(built / "corpus", rows=TINY.vae_rows).select(held_out=False)
+    return trained_vae(corpus, recipe=TINY.vae, state=built)
+
+
+def _latents(built: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(built / "latents.safetensors")[0]
+
+
+def test_only_the_decoder_is_trained_again(built: Path) -> None:
+    before, after = _vae(built), with_trained_decoder(_vae(built), state=built)
+    changed = {name for name, value in after.state_dict().items() if not value.equal(before.state_dict()[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert after.config.scaling_factor == before.config.scaling_factor
+    shipped = FluxPipeline.from_pretrained(built / "weights" / "flux", local_files_only=True).vae
+    for name, value in after.state_dict().items():
+        torch.testing.assert_close(shipped.state_dict()[name].float(), value, rtol=1e-2, atol=1e-2)
+        if name in changed:
+            assert not torch.equal(shipped.state_dict()[name].float(), before.state_dict()[name].bfloat16().float())
+
+
+def test_a_longer_training_of_the_decoder_draws_better(built: Path, tmp_path: Path) -> None:
+    corpus = load_corpus(built / "corpus").select(held_out=False)
+    recipe = DecoderRecipe(plan=Plan(steps=60, warmup=0.0), batch=4, rate=3e-3)
+    train_decoder(corpus, latents=_latents(built), vae=_vae(built), recipe=recipe, state=tmp_path, quiet=True)
+    found = load_corpus(built / "corpus")
+    z = _latents(built)["64x64"][:8].float()
+    target = torch.from_numpy(found.images["64x64"][:8].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def error(vae: AutoencoderKL) -> float:
+        with torch.inference_mode():
+            made = vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample
+        return (made - target).abs().mean().item()
+
+    assert error(with_trained_decoder(_vae(built), state=tmp_path)) < 0.95 * error(_vae(built))
+
+
+def test_latents_of_other_pictures_are_refused(built: Path, tmp_path: Path) -> None:
+    corpus = load_corpus(built / "corpus").select(held_out=False)
+    latents = {size: value[:-1] for size, value in _latents(built).items()}
+    with pytest.raises(UserError, match="latents of other pictures"):
+        train_decoder(corpus, latents=latents, vae=_vae(built), recipe=TINY.decoder, state=tmp_path, quiet=True)
+
+
+def test_faces_weigh_more_in_pixels() -> None:
+    weights = face_weights(np.array([[2.0, 1.0, 4.0, 3.0]]), height=4, width=6, weight=4.0)[0, 0]
+    inside = torch.zeros(4, 6, dtype=torch.bool)
+    inside[1:3, 2:4] = True
+    np.testing.assert_allclose((weights[inside].mean() / weights[~inside].mean()).item(), 4.0, rtol=1e-6)
+    assert weights.mean().item() == pytest.approx(1.0)
+
+
+class _Teacher:
+    """Says v = 3 with a caption, 1 without, 0 without a caption and a block."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, tuple[int, ...]]] = []
+
+    def __call__(self, x, *, time_B, guidance_B, tokens_BL, grid, without=()):
+        assert guidance_B.tolist() == [1.0] * len(x)
+        self.asked.append((len(x), without))
+        value = 3.0 if tokens_BL[0, 0] else 0.0 if without else 1.0
+        return torch.full_like(x, value)
+
+
+def test_guidance_leads_away_from_a_worse_model_between_two_noise_levels() -> None:
+    t = torch.tensor([0.05, 0.4, 0.9, 0.5])
+    part = {
+        "noisy": torch.zeros(4, 2, 3),
+        "time": t,
+        "grid": (1, 2),
+        "guidance": torch.full((4,), 2.0),
+        "tokens": torch.ones(4, 5, dtype=torch.long),
+    }
+    teacher, empty = _Teacher(), torch.zeros(5, dtype=torch.uint8)
+    recipe = replace(FLUX, without=(1,), between=(0.1, 0.75))
+    target = guided_target(teacher, part, half=3, empty=empty, recipe=recipe)
+    np.testing.assert_allclose(target[:, 0, 0], [3.0, 0.0 + 2 * 3.0, 1.0 + 2 * 2.0])
+    assert teacher.asked == [(3, ()), (2, (1,)), (1, ())]
+    plain = guided_target(_Teacher(), part, half=3, empty=empty, recipe=FLUX)
+    np.testing.assert_allclose(plain[:, 0, 0], 1.0 + 2 * 2.0)
+
+
+def test_a_block_that_is_left_out_is_not_run() -> None:
+    models = make_flux(vocabulary=90, seed=0, double=2, single=1)
+    predict = Predictor(models, compiled=False)
+    given = {
+        "time_B": torch.tensor([0.5]),
+        "guidance_B": torch.ones(1),
+        "tokens_BL": torch.ones(1, 24, dtype=torch.long),
+        "grid": (2, 2),
+    }
+    x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, less = predict(x, **given), predict(x, **given, without=(1,))
+        del models.transformer.transformer_blocks[1]
+        shorter = predict(x, **given)
+    assert not torch.allclose(whole, less)
+    torch.testing.assert_close(less, shorter, rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_begins_anew_from_its_rounded_average(tmp_path: Path) -> None:
+    recipe = replace(FLUX, plan=Plan(steps=2), distill=())
+    train_flux(_flux_data(), vocabulary=100, recipe=recipe, state=tmp_path, quiet=True)
+    average = read_checkpoint(tmp_path / "flux.safetensors")[0]["average"]
+    still = replace(recipe, plan=Plan(steps=3), restart=2, schedule=((0, 0.0, 0.0), (3, 0.0, 0.0)))
+    train_flux(_flux_data(), vocabulary=100, recipe=still, state=tmp_path, quiet=True)
+    after = read_checkpoint(tmp_path / "flux.safetensors")[0]
+    assert torch.equal(after["parameters"], average.bfloat16().float())
+    longer = replace(still, plan=Plan(steps=4))
+    train_flux(_flux_data(), vocabulary=100, recipe=longer, state=tmp_path, quiet=True)
+    assert read_checkpoint(tmp_path / "flux.safetensors")[0]["first"].abs().sum() > after["first"].abs().sum() * 0.5
 
 
 def _tensors(path: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from metalora.miniworld.build.clip import make_clip
 from metalora.miniworld.build.export import export_clip, export_flux, export_vae
 from metalora.miniworld.build.flat import gather, lay_out, orthogonalized, scatter, share
-from metalora.miniworld.build.flux import image_ids
+from metalora.miniworld.build.flux_data import image_ids
 from metalora.miniworld.build.forward import rotary, velocity
 from metalora.miniworld.build.models import TEXT_LENGTH, FluxModels, make_flux, make_vae
 from metalora.miniworld.build.sample import load_pipeline_models, sample_images, start_noise

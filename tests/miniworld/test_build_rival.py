@@ -12,7 +12,7 @@ from metalora.adapters.face_adapter import FaceRoute, load_face_adapter
 from metalora.backbones.flux import load_flux
 from metalora.core.noise import generator
 from metalora.miniworld.build.flat import gather
-from metalora.miniworld.build.flux import image_ids, pack
+from metalora.miniworld.build.flux_data import image_ids, pack
 from metalora.miniworld.build.forward import rotary, velocity
 from metalora.miniworld.build.loop import Plan, read_checkpoint
 from metalora.miniworld.build.rival import (

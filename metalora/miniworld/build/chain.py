@@ -20,9 +20,11 @@ from metalora.core.atomic import write_json
 from metalora.miniworld.build import recipes
 from metalora.miniworld.build.clip import ClipRecipe, train_clip, trained_clip
 from metalora.miniworld.build.data import Corpus, load_corpus
+from metalora.miniworld.build.decoder import DecoderRecipe, train_decoder, with_trained_decoder
 from metalora.miniworld.build.export import export_clip, export_face, export_flux, export_vae
 from metalora.miniworld.build.face import FaceRecipe, train_face, trained_face
-from metalora.miniworld.build.flux import FluxData, FluxRecipe, draw_captions, join_data, train_flux, trained_flux
+from metalora.miniworld.build.flux import FluxRecipe, train_flux, trained_flux
+from metalora.miniworld.build.flux_data import FluxData, draw_captions, join_data
 from metalora.miniworld.build.loop import read_checkpoint, write_checkpoint
 from metalora.miniworld.build.portraits import write_portraits
 from metalora.miniworld.build.vae import VaeRecipe, encode_corpus, train_vae, trained_vae
@@ -44,6 +46,7 @@ class Chain:
     portraits: dict[str, int]
     vae_rows: dict[str, int]
     vae: VaeRecipe
+    decoder: DecoderRecipe
     face: FaceRecipe
     clip: tuple[ClipRecipe, ...]
     flux: tuple[FluxRecipe, ...]
@@ -54,6 +57,7 @@ SHIPPED = Chain(
     portraits=recipes.PORTRAITS,
     vae_rows=recipes.VAE_ROWS,
     vae=recipes.VAE,
+    decoder=recipes.DECODER,
     face=recipes.FACE,
     clip=recipes.CLIP,
     flux=recipes.FLUX,
@@ -106,6 +110,11 @@ def build(state: Path, *, chain: Chain, command: str, quiet: bool = False) -> Pa
         tokens = draw_captions(corpus(), captions=chain.flux[0].captions, seed=chain.flux[0].seed)
         write_checkpoint(state / "flux_tokens.safetensors", tokens, notes={})
 
+    def decoder() -> dict[str, float]:
+        found = read_checkpoint(state / "latents.safetensors")[0]
+        vae = trained_vae(vae_corpus(), recipe=chain.vae, state=state)
+        return train_decoder(corpus(), latents=found, vae=vae, recipe=chain.decoder, state=state, quiet=quiet)
+
     def flux_data() -> FluxData:
         tokens = read_checkpoint(state / "flux_tokens.safetensors")[0]
         return join_data(corpus(), latents=read_checkpoint(state / "latents.safetensors")[0], tokens=tokens)
@@ -123,6 +132,7 @@ def build(state: Path, *, chain: Chain, command: str, quiet: bool = False) -> Pa
     stage("face", lambda: train_face([corpus(), portraits()], recipe=chain.face, state=state, quiet=quiet))
     stage("clip", clip)
     stage("latents", latents)
+    stage("decoder", decoder)
     stage("captions", captions)
     stage("flux", flux)
     stage("weights", lambda: write_weight_files(state, weights, chain=chain, vae_corpus=vae_corpus(), command=command))
@@ -131,13 +141,20 @@ def build(state: Path, *, chain: Chain, command: str, quiet: bool = False) -> Pa
 
 def write_weight_files(state: Path, weights: Path, *, chain: Chain, vae_corpus: Corpus, command: str) -> None:
     """Export every trained model into `weights` with its provenance."""
-    export_vae(weights / "flux", vae=trained_vae(vae_corpus, recipe=chain.vae, state=state))
+    vae = trained_vae(vae_corpus, recipe=chain.vae, state=state)
+    export_vae(weights / "flux", vae=with_trained_decoder(vae, state=state))
     models = trained_flux(vocabulary=len(make_tokenizer()), recipe=chain.flux[-1], state=state)
     export_flux(weights / "flux", models=models, shift=chain.flux[-1].shift)
     export_face(weights / "face", model=trained_face(recipe=chain.face, state=state), config=chain.face.config())
     export_clip(weights / "clip", model=trained_clip(recipe=chain.clip[-1], state=state))
-    trainings = {name: read_checkpoint(state / f"{name}.safetensors")[1] for name in ("vae", "face", "clip", "flux")}
+    trainings = {name: read_checkpoint(state / f"{name}.safetensors")[1] for name in parts_of(chain)}
     write_json(weights / "provenance.json", provenance(weights, chain=chain, trainings=trainings, command=command))
+
+
+def parts_of(chain: Chain) -> dict[str, tuple[Any, ...]]:
+    """The recipes of every training by its name, in the order they ran."""
+    one = {"vae": (chain.vae,), "decoder": (chain.decoder,), "face": (chain.face,)}
+    return one | {"clip": chain.clip, "flux": chain.flux}
 
 
 def samples_seen(parts: Sequence[Any], *, step: int) -> int:
@@ -154,7 +171,7 @@ def provenance(weights: Path, *, chain: Chain, trainings: dict[str, dict[str, An
     """
     skipped = {"provenance.json", "README.md", "quality.json"}
     files = sorted(path for path in weights.rglob("*") if path.is_file() and path.name not in skipped)
-    parts = {"vae": (chain.vae,), "face": (chain.face,), "clip": chain.clip, "flux": chain.flux}
+    parts = parts_of(chain)
     return {
         "command": command,
         "recipes": asdict(chain),

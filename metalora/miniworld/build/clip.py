@@ -20,6 +20,7 @@ from metalora.miniworld import vocabulary
 from metalora.miniworld.build.data import Corpus, generator
 from metalora.miniworld.build.loop import (
     Plan,
+    fast_autocast,
     module_tensors,
     optimizer_tensors,
     read_checkpoint,
@@ -199,7 +200,7 @@ def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool =
         images = clip_pixels(corpus.pixels(size, positions))
         if recipe.heads:
             images = torch.cat([images, cut_heads(corpus.pixels(size, heads), boxes[heads], rng)])
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             features = model.encode_image(_augment(images, rng))
         seen, seen_heads = functional.normalize(features.float(), dim=-1).split([len(positions), len(heads)])
         read, prompts = functional.normalize(model.encode_text(tokens), dim=-1).split([len(texts), len(trait_tokens)])

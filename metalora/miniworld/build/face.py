@@ -19,6 +19,7 @@ from metalora.core.face_net import FACE_SIZE, FaceResNet
 from metalora.miniworld.build.data import Corpus, generator
 from metalora.miniworld.build.loop import (
     Plan,
+    fast_autocast,
     module_tensors,
     optimizer_tensors,
     read_checkpoint,
@@ -186,7 +187,7 @@ def train_face(corpora: list[Corpus], *, recipe: FaceRecipe, state: Path, quiet:
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * recipe.plan.rate(step)
         crops, labels = faces.batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             features = model.features(crops)
         # The margin grows over the first quarter: from a random start a full one only pushes apart.
         margin = recipe.margin * min(1.0, step / max(1, recipe.plan.steps // 4))

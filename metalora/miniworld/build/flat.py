@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metalora.miniworld.build.loop import fast_dtype
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -17,7 +19,7 @@ def orthogonalized(x_MRC: Tensor, *, steps: int = 5) -> Tensor:
     """Nearly the closest semi-orthogonal matrix to each given one, by Newton-Schulz iterations (Jordan et al. 2024)."""
     a, b, c = _COEFFICIENTS
     tall = x_MRC.shape[-2] > x_MRC.shape[-1]
-    x = (x_MRC.mT if tall else x_MRC).bfloat16()
+    x = (x_MRC.mT if tall else x_MRC).to(fast_dtype())
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

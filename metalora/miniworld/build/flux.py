@@ -1,8 +1,9 @@
 """Train the FLUX transformer and both text encoders by flow matching; processes share one model in shared memory.
 
 x_t = (1 - t) x_0 + t noise, the target is noise - x_0, t = 1 is noise. Weights live in fp32; forward and backward run
-in bf16. In the last part guidance is distilled into the guidance embedding, with the moving average as teacher.
-Legend: B batch, K captions per picture, L text tokens, N image tokens, C channels of a packed token, P parameters.
+in bf16 where the CPU multiplies it. In the last part guidance is distilled into the guidance embedding, with the moving
+average as teacher.
+Legend: B batch, L text tokens, N image tokens, C channels of a packed token, P parameters.
 """
 
 import copy
@@ -13,18 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor
 
-from metalora.miniworld.build.data import Corpus, generator, torch_generator
+from metalora.miniworld.build.data import generator, torch_generator
 from metalora.miniworld.build.flat import Moments, Slot, adamw_step, gather, lay_out, muon_step, scatter, share
+from metalora.miniworld.build.flux_data import FluxData, image_ids, pack
 from metalora.miniworld.build.forward import rotary, velocity
-from metalora.miniworld.build.loop import Plan, read_checkpoint, write_checkpoint
-from metalora.miniworld.build.models import TEXT_LENGTH, VAE_FACTOR, FluxModels, make_flux
+from metalora.miniworld.build.loop import Plan, fast_dtype, read_checkpoint, write_checkpoint
+from metalora.miniworld.build.models import TEXT_LENGTH, FluxModels, make_flux
 from metalora.miniworld.build.together import train_together
-from metalora.miniworld.build.wordlist import make_tokenizer
-from metalora.miniworld.captions import sample_caption
-from metalora.miniworld.shots import Shot
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,15 @@ class FluxRecipe:
     """(step, Muon's rate, AdamW's rate) at rising steps; linear in between. The plan only gives the number of steps."""
     distill: tuple[tuple[int, int], ...] = ()
     """Ranges of steps (first, end) in which half of every batch learns guidance."""
+    without: tuple[int, ...] = ()
+    """Joint blocks left out, between the noise levels of `between`, of the pass that guidance leads away from; that
+    pass has no caption either. A model that is worse in the same way shows where faults are (Hyung et al. 2024); ()
+    leaves the usual classifier-free guidance."""
+    between: tuple[float, float] = (0.0, 1.0)
+    """Above the second noise level no block is left out, as what is drawn is decided there; below the first guidance
+    is 1 (Kynkaanniemi et al. 2024)."""
+    restart: int | None = None
+    """Step at which the training begins anew from its average, rounded to bf16 as it is shipped, without moments."""
     batch: int = 128
     decay: float = 0.02
     clip: float = 1.0
@@ -62,79 +69,6 @@ class FluxRecipe:
         return any(first <= step < end for first, end in self.distill)
 
 
-@dataclass(frozen=True)
-class FluxData:
-    """What the base is trained on: latents by size, rows and captions of the pictures that may be used.
-
-    Args:
-        latents: fp16 [N, 8, h, w] by size, all stored pictures.
-        positions: for every size the rows of `latents` that trainings may use.
-        tokens: for every size uint8 [len(positions), K, L]: several captions per picture.
-        faces: for every size fp16 [len(positions), N]: the share of each image token that the face's box covers.
-        empty: the empty caption [L].
-    """
-
-    latents: dict[str, Tensor]
-    positions: dict[str, np.ndarray]
-    tokens: dict[str, Tensor]
-    faces: dict[str, Tensor]
-    empty: Tensor
-
-    def share_memory(self) -> None:
-        """Let worker processes map these tensors instead of copying them."""
-        for tensor in (*self.latents.values(), *self.tokens.values(), *self.faces.values(), self.empty):
-            tensor.share_memory_()
-
-
-def caption_tokens(texts: list[str]) -> Tensor:
-    """Token ids [N, L] of captions, padded to the fixed length."""
-    tokenizer = make_tokenizer()
-    encoded = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
-    return encoded.input_ids
-
-
-def draw_captions(corpus: Corpus, *, captions: int, seed: int) -> dict[str, Tensor]:
-    """Several captions for every picture of a corpus: uint8 [N, K, L] by size, in the table's order."""
-    tokens = {}
-    for size, group in corpus.table.groupby("size", sort=True):
-        rng, texts = generator(seed, "captions", str(size)), []
-        for noun, shot in zip(group.class_noun, group["shot"], strict=True):
-            known = Shot.from_json(shot)
-            texts += [sample_caption(rng, noun, known) for _ in range(captions)]
-        tokens[str(size)] = caption_tokens(texts).to(torch.uint8).view(len(group), captions, TEXT_LENGTH)
-    return tokens
-
-
-def join_data(corpus: Corpus, *, latents: dict[str, Tensor], tokens: dict[str, Tensor]) -> FluxData:
-    """The pictures of `corpus` (a selection) with their latents (of all stored pictures) and captions."""
-    positions = {str(size): group.row.to_numpy() for size, group in corpus.table.groupby("size", sort=True)}
-    faces = {
-        str(size): face_coverage(
-            group[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float),
-            grid=tuple(x // 2 for x in latents[str(size)].shape[-2:]),
-        )
-        for size, group in corpus.table.groupby("size", sort=True)
-    }
-    return FluxData(latents, positions, tokens, faces, caption_tokens([""])[0].to(torch.uint8))
-
-
-def face_coverage(boxes_B4: np.ndarray, *, grid: tuple[int, int]) -> Tensor:
-    """Share of each image token [B, N] that a face box (x0, y0, x1, y1 in pixels) covers, fp16.
-
-    Args:
-        grid: height and width in tokens; a token is as wide as two latents.
-    """
-    side = 2 * VAE_FACTOR
-
-    def overlap(low_B: np.ndarray, high_B: np.ndarray, count: int) -> np.ndarray:
-        edges = side * np.arange(count)
-        covered = np.minimum(high_B[:, None], edges + side) - np.maximum(low_B[:, None], edges)
-        return covered.clip(0, side) / side
-
-    rows, columns = overlap(boxes_B4[:, 1], boxes_B4[:, 3], grid[0]), overlap(boxes_B4[:, 0], boxes_B4[:, 2], grid[1])
-    return torch.from_numpy((rows[:, :, None] * columns[:, None, :]).reshape(len(boxes_B4), -1)).half()
-
-
 def error_weights(faces_BN: Tensor, time_B: Tensor, *, face_weight: float) -> Tensor:
     """Weights [B, N] of the errors, on average 1.
 
@@ -144,17 +78,6 @@ def error_weights(faces_BN: Tensor, time_B: Tensor, *, face_weight: float) -> Te
     seen_B = ((0.9 - time_B) / 0.3).clamp(0, 1)
     weights = 1 + (face_weight - 1) * seen_B[:, None] * faces_BN
     return weights / weights.mean()
-
-
-def pack(latents_BCHW: Tensor) -> Tensor:
-    """Latents as FLUX's tokens [B, N, 4C], two by two, exactly as FluxPipeline packs them."""
-    batch, channels, height, width = latents_BCHW.shape
-    return FluxPipeline._pack_latents(latents_BCHW, batch, channels, height, width)
-
-
-def image_ids(height: int, width: int) -> Tensor:
-    """Position ids [N, 3] of a picture of height x width packed tokens, as FluxPipeline makes them."""
-    return FluxPipeline._prepare_latent_image_ids(1, height, width, torch.device("cpu"), torch.float32)
 
 
 def draw_time(count: int, *, source: torch.Generator) -> Tensor:
@@ -175,11 +98,11 @@ def fresh_models(*, vocabulary: int, recipe: FluxRecipe) -> FluxModels:
     return models
 
 
-def to_bf16(models: FluxModels) -> FluxModels:
-    """A copy for fast training: bf16, but for the embedding of time and guidance."""
+def working_copy(models: FluxModels, *, dtype: torch.dtype) -> FluxModels:
+    """A copy that forward and backward run on, in `dtype` but for the embedding of time and guidance."""
     models = copy.deepcopy(models)
     for module in models.named_modules().values():
-        module.to(torch.bfloat16)
+        module.to(dtype)
     models.transformer.time_text_embed.float()
     return models
 
@@ -193,7 +116,13 @@ class Predictor:
         self._call = torch.compile(self._forward, dynamic=False) if compiled else self._forward
 
     def _forward(
-        self, x_BNC: Tensor, time_B: Tensor, guidance_B: Tensor, tokens_BL: Tensor, rotary_LD: tuple[Tensor, Tensor]
+        self,
+        x_BNC: Tensor,
+        time_B: Tensor,
+        guidance_B: Tensor,
+        tokens_BL: Tensor,
+        rotary_LD: tuple[Tensor, Tensor],
+        without: tuple[int, ...],
     ) -> Tensor:
         text = self.models.text_encoder_2(tokens_BL)[0]
         pooled = self.models.text_encoder(tokens_BL).pooler_output
@@ -205,16 +134,28 @@ class Predictor:
             text_BTW=text,
             pooled_BW=pooled,
             rotary_LD=rotary_LD,
+            without=without,
         ).float()
 
     def __call__(
-        self, x_BNC: Tensor, *, time_B: Tensor, guidance_B: Tensor, tokens_BL: Tensor, grid: tuple[int, int]
+        self,
+        x_BNC: Tensor,
+        *,
+        time_B: Tensor,
+        guidance_B: Tensor,
+        tokens_BL: Tensor,
+        grid: tuple[int, int],
+        without: tuple[int, ...] = (),
     ) -> Tensor:
-        """Velocities [B, N, C] in fp32 for pictures of grid = (height, width) tokens."""
+        """Velocities [B, N, C] in fp32 for pictures of grid = (height, width) tokens.
+
+        Args:
+            without: joint blocks that are left out.
+        """
         if grid not in self.rotary:
             ids = image_ids(*grid)
             self.rotary[grid] = rotary(self.models.transformer, text_tokens=TEXT_LENGTH, image_ids=ids)
-        return self._call(x_BNC, time_B, guidance_B, tokens_BL, self.rotary[grid])
+        return self._call(x_BNC, time_B, guidance_B, tokens_BL, self.rotary[grid], without)
 
 
 def draw_batch(data: FluxData, *, step: int, rank: int, recipe: FluxRecipe) -> dict[str, Any]:
@@ -248,15 +189,27 @@ def draw_batch(data: FluxData, *, step: int, rank: int, recipe: FluxRecipe) -> d
     }
 
 
-def guided_target(teacher: Predictor, part: Mapping[str, Any], *, half: int, empty: Tensor) -> Tensor:
-    """The teacher's v_empty + g (v_caption - v_empty) for the first `half` samples (Meng et al. 2023)."""
-    ones = torch.ones(half)
+def guided_target(
+    teacher: Predictor, part: Mapping[str, Any], *, half: int, empty: Tensor, recipe: FluxRecipe
+) -> Tensor:
+    """Targets [half, N, C] of the first `half` samples: v_worse + g (v_caption - v_worse) (Meng et al. 2023).
+
+    v_worse has no caption and, between the recipe's noise levels, leaves out its blocks; below them g is 1.
+    """
     x, t, grid = part["noisy"][:half], part["time"][:half], part["grid"]
+    low, high = recipe.between
+    guidance = torch.where(t < low, 1.0, part["guidance"][:half])
+    worse = torch.empty_like(x)
     with torch.no_grad():
-        told = teacher(x, time_B=t, guidance_B=ones, tokens_BL=part["tokens"][:half], grid=grid)
-        blank = empty.long().expand(half, -1).contiguous()
-        untold = teacher(x, time_B=t, guidance_B=ones, tokens_BL=blank, grid=grid)
-    return untold + part["guidance"][:half, None, None] * (told - untold)
+        told = teacher(x, time_B=t, guidance_B=torch.ones(half), tokens_BL=part["tokens"][:half], grid=grid)
+        for chosen, without in ((t <= high, recipe.without), (t > high, ())):
+            count = int(chosen.sum())
+            if count:
+                blank, ones = empty.long().expand(count, -1).contiguous(), torch.ones(count)
+                worse[chosen] = teacher(
+                    x[chosen], time_B=t[chosen], guidance_B=ones, tokens_BL=blank, grid=grid, without=without
+                )
+    return worse + guidance[:, None, None] * (told - worse)
 
 
 @dataclass(frozen=True)
@@ -276,6 +229,14 @@ class SharedState:
         return SharedState(*flat, torch.zeros(workers, size).share_memory_(), torch.zeros(workers, 2).share_memory_())
 
 
+def begin_anew(state: SharedState) -> None:
+    """Set the parameters to their average as it is shipped, in bf16, and forget the moments."""
+    state.average.copy_(state.average.bfloat16())
+    state.parameters.copy_(state.average)
+    state.first.zero_()
+    state.second.zero_()
+
+
 class Worker:
     """One of the training's processes: adds its part of the gradient, updates its share of the parameters."""
 
@@ -286,8 +247,9 @@ class Worker:
         self.rank, self.state, self.data, self.recipe, self.barrier = rank, state, data, recipe, barrier
         models = fresh_models(vocabulary=vocabulary, recipe=recipe)
         self.slots: list[Slot] = lay_out(models.named_modules())
-        self.live = to_bf16(models)
-        self.teacher_models = to_bf16(models)
+        dtype = fast_dtype()
+        self.live = working_copy(models, dtype=dtype)
+        self.teacher_models = working_copy(models, dtype=dtype)
         self.model = Predictor(self.live, compiled=recipe.compile)
         self.teacher = Predictor(self.teacher_models, compiled=False)  # forward only: compiling would not pay
         self.matrices, self.rest = share(self.slots, rank=rank, world=recipe.workers)
@@ -304,7 +266,7 @@ class Worker:
         if recipe.distills(step):
             half = count // 2
             scatter(self.teacher_models.named_modules(), self.slots, state.average)
-            learned = guided_target(self.teacher, part, half=half, empty=self.data.empty)
+            learned = guided_target(self.teacher, part, half=half, empty=self.data.empty, recipe=recipe)
             target = torch.cat([learned, target[half:]])
             guidance[:half] = part["guidance"][:half]
         predicted = self.model(
@@ -367,6 +329,8 @@ def train_flux(
         for name in ("parameters", "average", "first", "second"):
             getattr(shared, name).copy_(tensors[name])
         start, seconds = notes["step"], notes["seconds"]
+        if start == recipe.restart:
+            begin_anew(shared)
     else:
         gather(models.named_modules(), slots, shared.parameters, gradients=False)
         shared.average.copy_(shared.parameters)

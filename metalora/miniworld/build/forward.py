@@ -59,6 +59,7 @@ def velocity(
     pooled_BW: Tensor,
     rotary_LD: tuple[Tensor, Tensor],
     cross: Callable[[int, Tensor], Tensor] | None = None,
+    without: tuple[int, ...] = (),
 ) -> Tensor:
     """Predicted velocity [B, N, C] (noise minus clean latents), as `FluxTransformer2DModel.forward` computes it.
 
@@ -69,6 +70,7 @@ def velocity(
         text_BTW, pooled_BW: outputs of the T5 and the CLIP encoder.
         rotary_LD: from `rotary`.
         cross: what a block adds to the attention of its image tokens, from its number and their modulated values.
+        without: joint blocks that are left out.
     """
     cos_LD, sin_LD = rotary_LD
     embed, heads = transformer.time_text_embed, transformer.config.num_attention_heads
@@ -86,6 +88,8 @@ def velocity(
     for place, block in enumerate(doubles):
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (next(chunks) for _ in range(6))
         t_shift, t_scale, t_gate, t_shift_ff, t_scale_ff, t_gate_ff = (next(chunks) for _ in range(6))
+        if place in without:
+            continue
         a = block.attn
         modulated = _modulated(image, shift, scale)
         image_qkv = _linear(modulated, [a.to_q, a.to_k, a.to_v])

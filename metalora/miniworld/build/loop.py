@@ -33,6 +33,17 @@ class Plan:
         return min(1.0, rising, falling)
 
 
+def fast_dtype() -> torch.dtype:
+    """What forward and backward run in: bf16 on CPUs with instructions for it, else fp32, ten times faster there."""
+    known = torch.backends.cpu.get_cpu_capability()
+    return torch.bfloat16 if known == "AVX512" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def fast_autocast() -> torch.autocast:
+    """Autocast to `fast_dtype`; nothing where that is fp32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """The optimizer's state as named tensors, without pickle."""
     state = optimizer.state_dict()["state"]

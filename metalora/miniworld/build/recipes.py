@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from metalora.miniworld.build.clip import ClipRecipe
+from metalora.miniworld.build.decoder import DecoderRecipe
 from metalora.miniworld.build.face import FaceRecipe
 from metalora.miniworld.build.flux import FluxRecipe
 from metalora.miniworld.build.loop import Plan
@@ -12,6 +13,7 @@ CORPUS = {"people": 3600, "photos": 20, "seed": 0}
 PORTRAITS = {"people": 3600, "photos": 3, "seed": 5}
 VAE = VaeRecipe(plan=Plan(steps=2600))
 VAE_ROWS = {"64x64": 8000}
+DECODER = DecoderRecipe(plan=Plan(steps=3000))
 FACE = FaceRecipe(plan=Plan(steps=2000))
 CLIP = (
     ClipRecipe(plan=Plan(steps=1300, decay=0.4), heads=0, traits=1.0),
@@ -52,4 +54,16 @@ _THIRD = replace(
     schedule=((12600, 1e-3, 4e-4), (12650, 2.5e-3, 9e-4), (13800, 0.0, 0.0)),
     distill=((12600, 13800),),
 )
-FLUX = (_FIRST, _SECOND, _THIRD)
+# Begun anew from the weights as they were shipped until then, to lead guidance away from a worse model; in fp32, not
+# compiled, as it ran on cores without bf16.
+_FOURTH = replace(
+    _THIRD,
+    plan=Plan(steps=17000),
+    restart=13800,
+    schedule=((13800, 5e-4, 2e-4), (13950, 3e-3, 1.1e-3), (15600, 3e-3, 1.1e-3), (17000, 0.0, 0.0)),
+    distill=((13800, 17000),),
+    without=(1,),
+    between=(0.1, 0.75),
+    compile=False,
+)
+FLUX = (_FIRST, _SECOND, _THIRD, _FOURTH)

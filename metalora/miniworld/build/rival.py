@@ -1,6 +1,6 @@
 """Train the tuning-free rival on the Stage-1 people: `python -m metalora.miniworld.build.rival out=DIR`.
 
-The base is the shipped, frozen one; rectified flow as in every other training, in bf16 on processes that share the
+The base is the shipped, frozen one; rectified flow as in every other training, on processes that share the
 adapter as one flat vector. Running the command again continues.
 
 Legend: B batch, N image tokens, C channels of a packed token, P parameters.
@@ -27,9 +27,10 @@ from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 from metalora.miniworld.build.data import generator, torch_generator
 from metalora.miniworld.build.flat import Moments, adamw_step, gather, lay_out, scatter, share
-from metalora.miniworld.build.flux import draw_time, error_weights, image_ids, pack
+from metalora.miniworld.build.flux import draw_time, error_weights
+from metalora.miniworld.build.flux_data import image_ids, pack
 from metalora.miniworld.build.forward import rotary, velocity
-from metalora.miniworld.build.loop import Plan, read_checkpoint, write_checkpoint
+from metalora.miniworld.build.loop import Plan, fast_dtype, read_checkpoint, write_checkpoint
 from metalora.miniworld.build.models import TEXT_LENGTH
 from metalora.miniworld.build.rival_data import RivalData, load_data, write_data
 from metalora.miniworld.build.together import train_together
@@ -87,8 +88,8 @@ def draw_batch(data: RivalData, *, step: int, rank: int, recipe: RivalRecipe) ->
         "time": t,
         "target": noise - clean,
         "tokens": data.tokens[chosen, torch.from_numpy(rng.integers(0, recipe.captions, count))].long(),
-        "embedding": data.embeddings[chosen].bfloat16(),
-        "patches": data.patches[chosen].bfloat16(),
+        "embedding": data.embeddings[chosen].to(fast_dtype()),
+        "patches": data.patches[chosen].to(fast_dtype()),
         "weights": error_weights(data.faces[chosen].float(), t, face_weight=recipe.face_weight),
     }
 
@@ -110,7 +111,7 @@ class Worker:
         self.began = time.process_time()
         self.rank, self.state, self.data, self.recipe, self.barrier = rank, state, data, recipe, barrier
         self.transformer, self.text, self.pooled = _frozen(weights)
-        self.adapter = fresh_adapter(recipe, self.transformer, data).bfloat16()
+        self.adapter = fresh_adapter(recipe, self.transformer, data).to(fast_dtype())
         self.slots = lay_out({"adapter": self.adapter})
         self.mine = share(self.slots, rank=rank, world=recipe.workers)[1]
         side = round(data.faces.shape[1] ** 0.5)
@@ -121,7 +122,7 @@ class Worker:
         tokens, blocks = self.adapter.tokens(part["embedding"], part["patches"]), list(self.adapter.blocks)
         predicted = velocity(
             self.transformer,
-            part["noisy"].bfloat16(),
+            part["noisy"].to(fast_dtype()),
             time_B=part["time"],
             guidance_B=torch.ones_like(part["time"]),
             text_BTW=text_BTW,
@@ -161,11 +162,11 @@ class Worker:
 
 
 def _frozen(weights: Path) -> tuple[FluxTransformer2DModel, T5EncoderModel, CLIPTextModel]:
-    """The base and its text encoders in bf16, but for the embedding of time and guidance."""
-    folder = weights / "flux"
-    transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.bfloat16)
-    text = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.bfloat16)
-    pooled = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
+    """The base and its text encoders in what is fast, but for the embedding of time and guidance."""
+    folder, dtype = weights / "flux", fast_dtype()
+    transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+    text = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=dtype)
+    pooled = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype)
     for module in (transformer, text, pooled):
         module.requires_grad_(False).eval()
     transformer.time_text_embed.float()

@@ -18,7 +18,7 @@ from torch import Tensor
 from metalora.backbones.flux import load_flux
 from metalora.core.contracts import Box
 from metalora.miniworld.build.data import generator
-from metalora.miniworld.build.flux import caption_tokens, face_coverage
+from metalora.miniworld.build.flux_data import caption_tokens, face_coverage
 from metalora.miniworld.build.loop import read_checkpoint, write_checkpoint
 from metalora.miniworld.captions import sample_caption
 from metalora.miniworld.folders import Photo

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
-from metalora.miniworld.build.flux import caption_tokens, image_ids
+from metalora.miniworld.build.flux_data import caption_tokens, image_ids
 from metalora.miniworld.build.forward import rotary, velocity
 from metalora.miniworld.build.models import LATENT_CHANNELS, TEXT_LENGTH, VAE_FACTOR, FluxModels
 

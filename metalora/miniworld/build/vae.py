@@ -14,6 +14,7 @@ from torch import Tensor
 from metalora.miniworld.build.data import Corpus, torch_generator
 from metalora.miniworld.build.loop import (
     Plan,
+    fast_autocast,
     module_tensors,
     optimizer_tensors,
     read_checkpoint,
@@ -76,7 +77,7 @@ def train_vae(corpus: Corpus, *, recipe: VaeRecipe, state: Path, quiet: bool = F
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * recipe.plan.rate(step)
         x_BCHW = corpus.pixels(*next(batches))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             moments = model.encode(x_BCHW).latent_dist
             mean, logvar = moments.mean.float(), moments.logvar.float()
             noise = torch.randn(mean.shape, generator=torch_generator(recipe.seed, "noise", step))
@@ -129,7 +130,7 @@ def encode_corpus(corpus: Corpus, *, vae: AutoencoderKL) -> dict[str, Tensor]:
         pieces = []
         for first in range(0, len(images), 128):
             x = torch.from_numpy(images[first : first + 128].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), fast_autocast():
                 z = vae.encode(x).latent_dist.mean.float()
             pieces.append(((z - vae.config.shift_factor) * vae.config.scaling_factor).half())
         found[size] = torch.cat(pieces).contiguous()

@@ -8,11 +8,12 @@ experiment=paper/r1_selection benchmark.root=...). `jobs` commands run at once, 
 What it leaves: outputs/r1_selection/meta-train and outputs/r1_selection-R1-STEPS.
 """
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from experiments.commands import metalora
 
 NAME = "r1_selection"
 
@@ -20,20 +21,6 @@ NAME = "r1_selection"
 def name_of(meta_rank: int, steps: int) -> str:
     """The experiment folder of one prior's Stage 2."""
     return f"{NAME}-{meta_rank:03d}-{steps:06d}"
-
-
-def _metalora(words: Sequence[str], *, say: str) -> str:
-    """Run one command; its last line that names a file of a prior, or nothing.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    done = subprocess.run([sys.executable, "-m", "metalora", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{say}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    print(f"done: {say}", flush=True)
-    lines = [line for line in done.stderr.splitlines() if line.strip().startswith("prior: ")]
-    return lines[-1].strip().removeprefix("prior: ") if lines else ""
 
 
 def main(words: Sequence[str]) -> None:
@@ -47,13 +34,14 @@ def main(words: Sequence[str]) -> None:
     shared = [f"experiment={experiment}", "trainer.threads=1", *rest]
 
     def stage1(rank: int) -> Path:
-        found = _metalora(["meta-train", *shared, f"meta_rank={rank}"], say=f"Stage 1, r1 {rank}")
-        return Path(found).parent
+        found = metalora(["meta-train", *shared, f"meta_rank={rank}"], say=f"Stage 1, r1 {rank}")
+        assert found is not None
+        return found.parent
 
     def stage2(rank: int, folder: Path, step: int) -> None:
         prior = folder / f"prior-{step:06d}.safetensors"
         name = [f"name={name_of(rank, step)}", f"meta_rank={rank}", f"priors.woman={prior}", "trainer.workers=1"]
-        _metalora(["reproduce", *shared, *name], say=f"Stage 2 from r1 {rank} after {step}")
+        metalora(["reproduce", *shared, *name], say=f"Stage 2 from r1 {rank} after {step}")
 
     with ThreadPoolExecutor(jobs) as pool:
         folders = list(pool.map(stage1, ranks))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metalora.core.metrics import reach, trend
+from metalora.core.metrics import ROUNDING, reach, resample_weights, trend
 from metalora.evaluation.curves import BOTH, CellKey, cell_keys, person_means, rows_of
 
 if TYPE_CHECKING:
@@ -87,3 +87,106 @@ def _table(scores: "pd.DataFrame", keys: Sequence[CellKey], metric: str, *, clas
     people = sorted(set.union(*(set(found["identity"]) for found in rows)))
     table_CK = np.stack([person_means(found, metric, among=people) for found in rows])
     return table_CK[:, np.isfinite(table_CK).all(axis=0)]
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The best R-FaceSim of a method at no lower CLIP-T, with a 95% band over people; all [L], cosines."""
+
+    clip_t: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+DENSE = 24
+"""Points between two neighbouring cells of a polyline."""
+
+
+def best_at(clip_SC: np.ndarray, face_SC: np.ndarray, line_SL: np.ndarray) -> np.ndarray:
+    """Highest R-FaceSim [S, L] on a polyline through cells among its points whose CLIP-T is at least each of `line_SL`.
+
+    -inf where the polyline has no such point.
+    """
+    share = np.linspace(0, 1, DENSE, endpoint=False)
+
+    def dense(x_SC: np.ndarray) -> np.ndarray:
+        between = x_SC[:, :-1, None] + share * np.diff(x_SC, axis=1)[:, :, None]
+        return np.concatenate([between.reshape(len(x_SC), -1), x_SC[:, -1:]], axis=1)
+
+    clip_SP, face_SP = dense(clip_SC), dense(face_SC)
+    order = np.argsort(-clip_SP, axis=1)  # the best so far, from the highest CLIP-T down
+    clip_SP = np.take_along_axis(clip_SP, order, axis=1)
+    best_SP = np.maximum.accumulate(np.take_along_axis(face_SP, order, axis=1), axis=1)
+    wanted = -line_SL + ROUNDING
+    places = np.stack(
+        [np.searchsorted(-clip_P, x_L, side="right") for clip_P, x_L in zip(clip_SP, wanted, strict=True)]
+    )
+    found = np.take_along_axis(best_SP, np.maximum(places - 1, 0), axis=1)
+    return np.where(places > 0, found, -np.inf)
+
+
+def frontier(
+    scores: "pd.DataFrame", keys: Sequence[CellKey], *, resamples: int = 1000, seed: int = 0, class_noun: str = BOTH
+) -> Frontier:
+    """The frontier of a method, with a band: each resample of people has a line of its own, between its own ends.
+
+    Args:
+        keys: cells of one method by rising iterations, the base first.
+    """
+    clip_SC, face_SC = _resampled(scores, keys, class_noun=class_noun, resamples=resamples, seed=seed)
+    line_SL = np.linspace(clip_SC.min(axis=1), clip_SC.max(axis=1), POINTS, axis=1)
+    drawn = best_at(clip_SC, face_SC, line_SL)
+    low, high = np.quantile(drawn[1:], [0.025, 0.975], axis=0)
+    return Frontier(line_SL[0], drawn[0], low, high)
+
+
+def frontier_area(
+    scores: "pd.DataFrame",
+    keys: Sequence[CellKey],
+    others: Sequence[CellKey],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    class_noun: str = BOTH,
+) -> FrontierGap:
+    """Area between two frontiers divided by its width: how much more R-FaceSim at no lower CLIP-T, on average.
+
+    Between the lowest and the highest CLIP-T that both have; resamples draw the same people for both.
+
+    Args:
+        keys, others: cells of two methods, as `frontier` takes them.
+    """
+    clip_SC, face_SC = _resampled(scores, [*keys, *others], class_noun=class_noun, resamples=resamples, seed=seed)
+    parts = (slice(len(keys)), slice(len(keys), None))
+    low_S = np.max([clip_SC[:, part].min(axis=1) for part in parts], axis=0)
+    high_S = np.min([clip_SC[:, part].max(axis=1) for part in parts], axis=0)
+    line_SL = np.linspace(low_S, np.maximum(low_S, high_S), POINTS, axis=1)
+    first, second = (best_at(clip_SC[:, part], face_SC[:, part], line_SL) for part in parts)
+    gaps = (first - second).mean(axis=1)
+    low, high = np.quantile(gaps[1:], [0.025, 0.975], method="nearest")
+    where = (float(low_S[0]), float(high_S[0]))
+    return FrontierGap(float(gaps[0]), float(low), float(high), where, (len(keys), len(others)))
+
+
+def _same_people(scores: "pd.DataFrame", keys: Sequence[CellKey], *, class_noun: str) -> tuple[np.ndarray, np.ndarray]:
+    """CLIP-T and R-FaceSim, cells by people, of those who have both in every cell."""
+    rows = [rows_of(scores, key, class_noun=class_noun) for key in keys]
+    people = sorted(set.union(*(set(found["identity"]) for found in rows)))
+    tables = [
+        np.stack([person_means(found, name, among=people) for found in rows]) for name in ("clip_t", "r_face_sim")
+    ]
+    known_K = np.isfinite(np.stack(tables)).all(axis=(0, 1))
+    assert known_K.any(), "nobody has CLIP-T and R-FaceSim in every cell"
+    return tables[0][:, known_K], tables[1][:, known_K]
+
+
+def _resampled(
+    scores: "pd.DataFrame", keys: Sequence[CellKey], *, class_noun: str, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """CLIP-T and R-FaceSim of cells: means of everybody, then of each resample of people, [1 + S, C] each."""
+    clip_CK, face_CK = _same_people(scores, keys, class_noun=class_noun)
+    count = clip_CK.shape[1]
+    everybody = np.full((1, count), 1 / count)
+    weights_SK = np.concatenate([everybody, resample_weights(count, resamples=resamples, seed=seed)])
+    return weights_SK @ clip_CK.T, weights_SK @ face_CK.T

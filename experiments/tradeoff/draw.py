@@ -1,0 +1,142 @@
+"""The study's pictures: frontiers with bands, curves over iterations, ranks, Stage-1 lengths and people."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.tradeoff.evidence import curve, from_base
+from metalora.core import metrics
+from metalora.evaluation.curves import BOTH, CellKey, person_means, rows_of
+from metalora.evaluation.frontier import frontier
+from metalora.reporting import look
+from metalora.reporting.look import Picture
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+NAMES = {"r_face_sim": "R-FaceSim (%)", "clip_t": "CLIP-T (%)"}
+WORLD = "the mini world; bands and bars: 95% over people"
+
+
+def against(settings: "Mapping[str, pd.DataFrame]", methods: Sequence[str], out: Path, name: str) -> Picture:
+    """For each setting a row: the frontiers with their bands, and both scores over iterations."""
+    from matplotlib.figure import Figure
+
+    with look.style():
+        figure = Figure(figsize=(10.2, 0.9 + 3.1 * len(settings)))
+        axes = figure.subplots(len(settings), 3, squeeze=False)
+        for row, (title, scores) in zip(axes, settings.items(), strict=True):
+            for place, method in enumerate(methods):
+                _frontier(row[0], scores, method)
+                for ax, metric in zip(row[1:], NAMES, strict=True):
+                    _over(ax, [(c.iterations, scores, c) for c in curve(scores, method)], metric, method, place=place)
+            row[0].set_xlabel(NAMES["clip_t"])
+            row[0].set_ylabel(NAMES["r_face_sim"])
+            row[0].set_title(title)
+            for ax, metric in zip(row[1:], NAMES, strict=True):
+                ax.set_xlabel("iterations")
+                ax.set_ylabel(NAMES[metric])
+        handles, labels = axes[0][1].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=len(methods), loc="lower left", bbox_to_anchor=(0.01, 0.0))
+        figure.suptitle(f"Best R-FaceSim at no lower CLIP-T, from the untouched base: {WORLD}", x=0.01, ha="left")
+        figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+        return look.save(figure, out, name, vector="pdf", dpi=150)
+
+
+def over_ranks(scores: "pd.DataFrame", out: Path, name: str, *, iterations: int) -> Picture:
+    """Both scores over the rank."""
+    from matplotlib.figure import Figure
+
+    with look.style():
+        figure = Figure(figsize=(7.6, 3.4))
+        for ax, metric in zip(figure.subplots(1, 2), NAMES, strict=True):
+            for place, method in enumerate(("lora", "lora_aug", "meta_lora")):
+                keys = [CellKey(method, rank, iterations) for rank in (1, 4, 16)]
+                there = [key for key in keys if not rows_of(scores, key, class_noun=BOTH).empty]
+                _over(ax, [(float(np.log2(key.rank)), scores, key) for key in there], metric, method, place=place)
+            ax.set_xticks([0, 2, 4], ["1", "4", "16"])
+            ax.set_xlabel("rank")
+            ax.set_ylabel(NAMES[metric])
+        ax.legend()
+        figure.suptitle(f"{iterations} iterations: {WORLD}", x=0.01, ha="left")
+        figure.tight_layout()
+        return look.save(figure, out, name, vector="pdf", dpi=150)
+
+
+def over_widths(tables: "Mapping[tuple[int, int], pd.DataFrame]", out: Path, name: str, *, key: CellKey) -> Picture:
+    """Both scores over the length of Stage 1, a line for every r1."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    sizes = sorted({size for size, _ in tables})
+    shades = colormaps["cividis"](np.linspace(0.9, 0.0, len(sizes)))
+    with look.style():
+        figure = Figure(figsize=(7.6, 3.4))
+        for ax, metric in zip(figure.subplots(1, 2), NAMES, strict=True):
+            for place, (size, shade) in enumerate(zip(sizes, shades, strict=True)):
+                cells = [(steps, tables[r1, steps], key) for r1, steps in sorted(tables) if r1 == size]
+                mark = {"color": shade, "label": f"r1 = {size}", "marker": look.rival_mark(place + 1)}
+                _bars(ax, cells, metric, shift=8.0 * (place - 1.5), **mark)
+            ax.set_xlabel("Stage-1 iterations")
+            ax.set_ylabel(NAMES[metric])
+        ax.legend()
+        figure.suptitle(f"Women, {key.iterations} iterations of Stage 2: {WORLD}", x=0.01, ha="left")
+        figure.tight_layout()
+        return look.save(figure, out, name, vector="pdf", dpi=150)
+
+
+def over_people(tables: "Mapping[int, pd.DataFrame]", out: Path, name: str) -> Picture:
+    """Both scores over the number of people in Stage 1, a line for every checkpoint."""
+    from matplotlib.figure import Figure
+
+    with look.style():
+        figure = Figure(figsize=(7.6, 3.4))
+        for ax, metric in zip(figure.subplots(1, 2), NAMES, strict=True):
+            for place, n in enumerate((250, 375, 625)):
+                cells = [(float(np.log2(c / 50)), table, CellKey("meta_lora", 1, n)) for c, table in tables.items()]
+                mark = {"color": look.colour("meta_lora"), "alpha": 0.45 + 0.25 * place, "label": f"{n} iterations"}
+                _bars(ax, cells, metric, shift=0.03 * (place - 1), marker=look.rival_mark(place + 1), **mark)
+            ax.set_xticks(range(len(tables)), [str(count) for count in tables])
+            ax.set_xlabel("people in Stage 1")
+            ax.set_ylabel(NAMES[metric])
+        ax.legend()
+        figure.suptitle(f"Equal Stage-1 iterations: {WORLD}", x=0.01, ha="left")
+        figure.tight_layout()
+        return look.save(figure, out, name, vector="pdf", dpi=150)
+
+
+def _frontier(ax: "Axes", scores: "pd.DataFrame", method: str) -> None:
+    found = frontier(scores, from_base(scores, method))
+    colour = look.colour(method)
+    ax.fill_between(100 * found.clip_t, 100 * found.low, 100 * found.high, color=colour, alpha=0.15, linewidth=0)
+    ax.plot(100 * found.clip_t, 100 * found.mean, color=colour, linewidth=1.8)
+    cells = from_base(scores, method)
+    x, y = ([100 * _mean(scores, key, metric).mean for key in cells] for metric in ("clip_t", "r_face_sim"))
+    ax.plot(x, y, color=colour, linestyle="", marker="o", markersize=4, markeredgecolor="white", markeredgewidth=0.5)
+
+
+def _over(
+    ax: "Axes", cells: "Sequence[tuple[float, pd.DataFrame, CellKey]]", metric: str, method: str, *, place: int
+) -> None:
+    if cells:
+        span = max(x for x, _, _ in cells) - min(x for x, _, _ in cells)
+        mark = {"color": look.colour(method), "label": look.label(method), "marker": ("o", "s", "^")[place % 3]}
+        _bars(ax, cells, metric, shift=0.012 * span * (place - 1), **mark)
+
+
+def _bars(
+    ax: "Axes", cells: "Sequence[tuple[float, pd.DataFrame, CellKey]]", metric: str, *, shift: float, **mark: object
+) -> None:
+    found = [_mean(scores, key, metric) for _, scores, key in cells]
+    y = np.array([100 * one.mean for one in found])
+    ends = np.array([[100 * (one.mean - one.low), 100 * (one.high - one.mean)] for one in found]).T
+    style = {"linewidth": 1.5, "elinewidth": 0.8, "markersize": 4.5, "capsize": 0}
+    ax.errorbar([x + shift for x, _, _ in cells], y, yerr=ends, **style, **mark)  # pyright: ignore[reportArgumentType]
+
+
+def _mean(scores: "pd.DataFrame", key: CellKey, metric: str) -> metrics.Interval:
+    rows = rows_of(scores, key, class_noun=BOTH)
+    return metrics.bootstrap(person_means(rows, metric, among=sorted(set(rows["identity"]))))

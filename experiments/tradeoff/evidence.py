@@ -1,0 +1,117 @@
+"""The study's tables of scores by question: seeds joined, methods told apart that one table shows beside each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.tradeoff import choose, store
+from experiments.tradeoff.protocol import METHODS, RUNS, SEEDS, SLOW, Run
+from metalora.core.errors import UserError
+from metalora.evaluation.curves import CellKey, cell_keys
+from metalora.evaluation.score_table import BASE, PHOTO_METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANDOM = "random_down"
+"""Meta-LoRA from Meta-Downs that have learned nothing."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything under a folder of results; a property raises UserError where its runs are missing."""
+
+    results: Path = store.RESULTS
+
+    def has(self, *beginnings: str) -> bool:
+        """Whether every run whose name begins so is there."""
+        return all(
+            store.scores_path(run.name, results=self.results).is_file()
+            for run in RUNS
+            if run.name.startswith(beginnings)
+        )
+
+    def _joined(self, names: Sequence[str], rename: dict[str, str] | None = None) -> "pd.DataFrame":
+        return store.joined(names, results=self.results, rename=rename)
+
+    @cached_property
+    def common(self) -> "pd.DataFrame":
+        """All methods at the common rate: ranks 1 and, where they are there, 4 and 16, and the random Meta-Down."""
+        names = [run.name for run in RUNS if run.name.startswith(("rank01-", "rank04-", "rank16-"))]
+        there = [name for name in names if store.scores_path(name, results=self.results).is_file()]
+        tables = [self._joined([name for name in names if name in there or name.startswith("rank01-")])]
+        if self.has("random-"):
+            random = self._joined([f"random-s{seed}" for seed in SEEDS], {"meta_lora": RANDOM})
+            tables.append(random[random["method"] == RANDOM])
+        return _stacked(tables)
+
+    @cached_property
+    def slow(self) -> "pd.DataFrame":
+        """LoRA + aug and Meta-LoRA at the lower rate."""
+        return self._joined([f"slow-s{seed}" for seed in SEEDS])
+
+    @cached_property
+    def own(self) -> "pd.DataFrame":
+        """Every method at the rate that is best for it, wherever it was run at that rate."""
+        common, tables = self.rates[choose.CHOOSING], []
+        for method, rate in self.rates.items():
+            if rate == common:
+                source = self.common
+            elif rate == SLOW and method != "lora":
+                source = self.slow
+            else:
+                source = self._joined([f"own-{method}-s{seed}" for seed in SEEDS])
+            tables.append(source[(source["method"] == method) & (source["rank"] == 1)])
+        tables.append(self.common[self.common["method"].isin((BASE, *PHOTO_METHODS))])
+        return _stacked(tables)
+
+    @cached_property
+    def rates(self) -> dict[str, float]:
+        """Each method's own rate."""
+        return {method: choose.own_rate(method, self.results) for method in METHODS}
+
+    def people(self, count: int) -> "pd.DataFrame":
+        """Meta-LoRA with a prior of so many people."""
+        if count == 100:
+            table = self.common
+            return table[(table["method"] == "meta_lora") & (table["rank"] == 1)]
+        table = self._joined([f"people{count:03d}-s{seed}" for seed in SEEDS])
+        return table[table["method"] == "meta_lora"]
+
+    def widths(self) -> dict[tuple[int, int], "pd.DataFrame"]:
+        """Meta-LoRA by (r1, Stage-1 iterations), women."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for run in RUNS:
+            if run.name.startswith("r1-"):
+                found.setdefault((run.prior.meta_rank, run.prior.steps), []).append(run.name)
+        return {key: self._joined(names) for key, names in found.items()}
+
+
+def curve(scores: "pd.DataFrame", method: str, *, rank: int = 1) -> list[CellKey]:
+    """A method's cells at a rank by rising iterations.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [key for key in cell_keys(scores) if (key.method, key.rank) == (method, rank)]
+    if not found:
+        raise UserError("no such cells", expected=f"{method} at rank {rank}", got="none", key="results")
+    return found
+
+
+def from_base(scores: "pd.DataFrame", method: str, *, rank: int = 1) -> list[CellKey]:
+    """The same with the untouched base before them: where every method is at iteration 0."""
+    return [CellKey(BASE, 0, 0), *curve(scores, method, rank=rank)]
+
+
+def runs_of(question: str) -> list[Run]:
+    """The runs whose names begin so."""
+    return [run for run in RUNS if run.name.startswith(question)]
+
+
+def _stacked(tables: "Sequence[pd.DataFrame]") -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.concat(tables, ignore_index=True)

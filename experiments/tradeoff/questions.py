@@ -1,0 +1,271 @@
+"""The study's six questions: for each a figure, a table and an answer with its interval.
+
+A question whose runs are not all there is left out and said so. Legend: K people.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.shown import Claim, Shown, interval, points, told, verdict
+from experiments.tradeoff import draw
+from experiments.tradeoff.evidence import RANDOM, Evidence, curve, from_base
+from experiments.tradeoff.protocol import SLOW, TARGET
+from metalora.core import metrics
+from metalora.core.metrics import PairedDifference
+from metalora.evaluation.curves import BOTH, CellKey, compare, person_means, rows_of, steps_to_match
+from metalora.evaluation.frontier import FrontierGap, frontier_area
+from metalora.reporting import look
+from metalora.reporting.tables import NONE, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EARLY = 375
+"""Meta-LoRA's iterations in the paper, at which it is where LoRA + aug is at `TARGET`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, the beginnings of the names of the runs it stands on, and who answers."""
+
+    letter: str
+    text: str
+    runs: tuple[str, ...]
+    answer: Callable[[Evidence, Path], Shown]
+
+
+def meta_against_aug(evidence: Evidence, out: Path) -> Shown:
+    """(a) at the common rate, at a slow one, and each method at its own."""
+    settings = {"common": evidence.common, "slow": evidence.slow, "own": evidence.own}
+    common = evidence.rates["lora_aug"]
+    names = {
+        "common": f"both at {common:g}",
+        "slow": f"both at {SLOW:g}",
+        "own": ", ".join(f"{look.label(m)} at {r:g}" for m, r in evidence.rates.items() if m != "lora"),
+    }
+    rows, claims = [], []
+    for key, scores in settings.items():
+        if key == "own" and evidence.rates["meta_lora"] == common:
+            continue  # the same cells as at the common rate
+        ours, other = CellKey("meta_lora", 1, EARLY), CellKey("lora_aug", 1, EARLY)
+        found = {m: compare(scores, ours, other, metric=m) for m in ("r_face_sim", "clip_t")}
+        text = f"Meta-LoRA's R-FaceSim at {EARLY} iterations is higher than LoRA+aug's ({names[key]})"
+        claims.append(
+            Claim(
+                text,
+                verdict(found["r_face_sim"]),
+                f"by {told(found['r_face_sim'])}, CLIP-T by {told(found['clip_t'])}",
+            )
+        )
+        claims.append(_sooner(scores, names[key]))
+        area = frontier_area(scores, from_base(scores, "meta_lora"), from_base(scores, "lora_aug"))
+        for cells in zip(curve(scores, "meta_lora"), curve(scores, "lora_aug"), strict=True):
+            gaps = [compare(scores, *cells, metric=m) for m in ("r_face_sim", "clip_t")]
+            rows.append((names[key], str(cells[0].iterations), *(_gap(gap) for gap in gaps)))
+        rows.append((names[key], "area between frontiers", _gap(area), NONE))
+    header = ("rates", "iterations", "R-FaceSim: Meta-LoRA - LoRA+aug", "CLIP-T")
+    table = Table("Meta-LoRA against LoRA+aug, rank 1", header, tuple(rows))
+    picture = draw.against(
+        {names[key]: settings[key] for key in ("common", "slow")}, ("lora_aug", "meta_lora"), out, "a_meta_against_aug"
+    )
+    return Shown((table,), (picture,), tuple(claims))
+
+
+def _sooner(scores: "pd.DataFrame", setting: str) -> Claim:
+    """Whether the paper's 1.67 times fewer iterations shows."""
+    claim = f"Meta-LoRA needs {TARGET / EARLY:.2f} times fewer iterations than LoRA+aug's {TARGET} ({setting})"
+    found = steps_to_match(scores, method="meta_lora", target=CellKey("lora_aug", 1, TARGET))
+    assert found is not None
+    low, high = (_times(TARGET, n) for n in reversed(found.matched_interval))
+    first = "at most " if found.matched == found.first_checkpoint else ""
+    at = f"{first}{found.matched:.0f} iterations" if found.matched else f"not within {TARGET} iterations"
+    ratio = f"{found.ratio:.2f}" if found.ratio else "not"
+    text = f"its R-FaceSim at no lower CLIP-T is reached at {at}: {ratio} times fewer (95%: {low} to {high});"
+    alone = f"{found.plain_ratio:.2f}" if found.plain_ratio else "not reached"
+    text += f" R-FaceSim alone {alone}"
+    slowest, soonest = found.matched_interval[1], found.matched_interval[0]
+    holds = True if slowest <= EARLY else False if soonest > EARLY else None
+    return Claim(claim, holds, text)
+
+
+def _times(target: int, iterations: float) -> str:
+    return f"{target / iterations:.2f}" if np.isfinite(iterations) else "never"
+
+
+def aug_against_lora(evidence: Evidence, out: Path) -> Shown:
+    """(b) crops against the whole photo, and why."""
+    scores = evidence.common
+    pair = CellKey("lora_aug", 1, TARGET), CellKey("lora", 1, TARGET)
+    claims = [
+        _higher(scores, *pair, metric=metric, claim=f"LoRA+aug has the higher {name} at {TARGET} iterations")
+        for metric, name in (("r_face_sim", "R-FaceSim"), ("clip_t", "CLIP-T"))
+    ]
+    if evidence.rates["lora"] != evidence.rates["lora_aug"]:
+        text = f"LoRA+aug has the higher R-FaceSim at {TARGET} iterations, each at its own rate"
+        claims.append(_higher(evidence.own, *pair, metric="r_face_sim", claim=text))
+    for metric, name in (("copy_paste", "copy-paste score"), ("face_found", "share of faces found")):
+        text = f"LoRA copies the photo more: its {name} is {'higher' if metric == 'copy_paste' else 'lower'}"
+        ends = (pair[1], pair[0]) if metric == "copy_paste" else pair
+        claims.append(_higher(scores, *ends, metric=metric, claim=text))
+    rows = tuple(
+        (look.label(method), *_cell_texts(scores, key))
+        for method in ("lora", "lora_aug")
+        for key in curve(scores, method)
+    )
+    table = Table("LoRA on the whole photo and on its crops, rank 1, common rate", ("method", *CELL_HEADER), rows)
+    picture = draw.against({"common rate": scores}, ("lora", "lora_aug"), out, "b_aug_against_lora")
+    return Shown((table,), (picture,), tuple(claims))
+
+
+def ranks(evidence: Evidence, out: Path) -> Shown:
+    """(c) whether a higher rank overfits."""
+    scores, claims, rows = evidence.common, [], []
+    for method in ("lora_aug", "meta_lora"):
+        high, low = CellKey(method, 16, TARGET), CellKey(method, 1, TARGET)
+        clip = compare(scores, low, high, metric="clip_t")
+        face = compare(scores, high, low, metric="r_face_sim")
+        claims.append(
+            Claim(
+                f"a higher rank overfits ({look.label(method)}, rank 16 against 1, {TARGET} iterations): CLIP-T falls",
+                verdict(clip),
+                f"by {told(clip)}, while R-FaceSim changes by {told(face)}",
+            )
+        )
+    kept = compare(scores, CellKey("meta_lora", 16, TARGET), CellKey("lora_aug", 16, TARGET), metric="clip_t")
+    claims.append(Claim("at rank 16 Meta-LoRA keeps more CLIP-T than LoRA+aug", verdict(kept), f"by {told(kept)}"))
+    for method in ("lora_aug", "meta_lora"):
+        for rank in (1, 4, 16):
+            rows += [(look.label(method), str(rank), *_cell_texts(scores, key)) for key in _maybe(scores, method, rank)]
+    table = Table("Ranks, common rate (rank 4: one seed)", ("method", "rank", *CELL_HEADER), tuple(rows))
+    return Shown((table,), (draw.over_ranks(scores, out, "c_ranks", iterations=TARGET),), tuple(claims))
+
+
+def random_down(evidence: Evidence, out: Path) -> Shown:
+    """(d) Meta-Downs of the same norms that have learned nothing."""
+    scores, claims, rows = evidence.common, [], []
+    for n in (250, EARLY, TARGET):
+        text = f"a learned Meta-Down is better than a random one of the same norm at {n} iterations"
+        claims.append(
+            _higher(scores, CellKey("meta_lora", 1, n), CellKey(RANDOM, 1, n), metric="r_face_sim", claim=text)
+        )
+    area = frontier_area(scores, from_base(scores, "meta_lora"), from_base(scores, RANDOM))
+    text = "the learned Meta-Down's frontier lies above the random one's"
+    claims.append(Claim(text, _sign(area.low, area.high), f"by {_gap(area)} points of R-FaceSim"))
+    for method in ("lora_aug", "meta_lora", RANDOM):
+        rows += [(look.label(method), *_cell_texts(scores, key)) for key in curve(scores, method)]
+    table = Table("What Stage 1 learned, rank 1, common rate", ("method", *CELL_HEADER), tuple(rows))
+    methods = ("lora_aug", "meta_lora", RANDOM)
+    return Shown((table,), (draw.against({"common rate": scores}, methods, out, "d_random"),), tuple(claims))
+
+
+def widths(evidence: Evidence, out: Path) -> Shown:
+    """(e) r1 over the length of Stage 1."""
+    tables = evidence.widths()
+    sizes, lengths = (sorted({key[n] for key in tables}) for n in (0, 1))
+    key = CellKey("meta_lora", 1, EARLY)
+    rows = []
+    for size in sizes:
+        for length in lengths:
+            cells = [CellKey("meta_lora", 1, n) for n in (250, EARLY)]
+            texts = [f"{_mean(tables[size, length], c, m)}" for c in cells for m in ("r_face_sim", "clip_t")]
+            rows.append((str(size), str(length), *texts))
+    claims = []
+    for size in sizes:
+        if size != 32:
+            gap = _paired([tables[32, n] for n in lengths], [tables[size, n] for n in lengths], key, "r_face_sim")
+            text = f"r1 32 is better than r1 {size} (R-FaceSim at {EARLY} iterations, mean of all lengths of Stage 1)"
+            claims.append(Claim(text, verdict(gap), f"by {told(gap)}"))
+    longest, shortest = ([tables[size, n] for size in sizes] for n in (lengths[-1], lengths[0]))
+    gap = _paired(longest, shortest, key, "r_face_sim")
+    text = f"a longer Stage 1 is better ({lengths[-1]} against {lengths[0]} iterations, mean of all r1)"
+    claims.append(Claim(text, verdict(gap), f"by {told(gap)}"))
+    header = ("r1", "Stage 1", "R-FaceSim at 250", "CLIP-T", f"at {EARLY}", "CLIP-T")
+    table = Table("Width of Meta-Down and length of Stage 1, women, two seeds", header, tuple(rows))
+    return Shown((table,), (draw.over_widths(tables, out, "e_widths", key=key),), tuple(claims))
+
+
+def stage1_people(evidence: Evidence, out: Path) -> Shown:
+    """(f) how many people Stage 1 sees in the same number of iterations."""
+    tables = {count: evidence.people(count) for count in (50, 100, 200)}
+    rows = [
+        (str(count), *_cell_texts(table, CellKey("meta_lora", 1, n)))
+        for count, table in tables.items()
+        for n in (250, EARLY, TARGET)
+    ]
+    claims = []
+    for more, fewer in ((100, 50), (200, 100)):
+        for n in (250, EARLY):
+            gap = _paired([tables[more]], [tables[fewer]], CellKey("meta_lora", 1, n), "r_face_sim")
+            text = f"{more} people in Stage 1 are better than {fewer} (R-FaceSim at {n} iterations)"
+            claims.append(Claim(text, verdict(gap), f"by {told(gap)}"))
+    table = Table("People in Stage 1, rank 1, common rate", ("people", *CELL_HEADER), tuple(rows))
+    return Shown((table,), (draw.over_people(tables, out, "f_people"),), tuple(claims))
+
+
+QUESTIONS = (
+    Question("a", "Meta-LoRA against LoRA+aug", ("rate-", "rank01-", "slow-"), meta_against_aug),
+    Question("b", "LoRA+aug against LoRA", ("rate-", "rank01-"), aug_against_lora),
+    Question("c", "does a higher rank overfit", ("rate-", "rank01-", "rank16-"), ranks),
+    Question("d", "a random Meta-Down of the same norm", ("rate-", "rank01-", "random-"), random_down),
+    Question("e", "r1 over the length of Stage 1", ("rate-", "r1-"), widths),
+    Question("f", "people in Stage 1", ("rate-", "rank01-", "people"), stage1_people),
+)
+
+CELL_HEADER = ("iterations", "R-FaceSim", "FaceSim", "drop", "copy-paste", "faces found", "identified", "CLIP-T")
+
+
+def _cell_texts(scores: "pd.DataFrame", key: CellKey) -> tuple[str, ...]:
+    face, robust = (_interval(scores, key, m) for m in ("face_sim", "r_face_sim"))
+    drop = metrics.relative_drop(face.mean, robust.mean)
+    texts = [_mean(scores, key, m) for m in ("copy_paste", "face_found", "identified", "clip_t")]
+    return str(key.iterations), _with_interval(robust), points(face.mean), f"{100 * drop:+.1f}%", *texts
+
+
+def _interval(scores: "pd.DataFrame", key: CellKey, metric: str) -> metrics.Interval:
+    rows = rows_of(scores, key, class_noun=BOTH)
+    return metrics.bootstrap(person_means(rows, metric, among=sorted(set(rows["identity"]))))
+
+
+def _mean(scores: "pd.DataFrame", key: CellKey, metric: str) -> str:
+    return points(_interval(scores, key, metric).mean)
+
+
+def _with_interval(found: metrics.Interval) -> str:
+    return f"{points(found.mean)} ({points(found.low)} to {points(found.high)})"
+
+
+def _higher(scores: "pd.DataFrame", a: CellKey, b: CellKey, *, metric: str, claim: str) -> Claim:
+    found = compare(scores, a, b, metric=metric)
+    return Claim(claim, verdict(found), f"by {told(found)}, {found.identities} people")
+
+
+def _paired(
+    ours: "Sequence[pd.DataFrame]", others: "Sequence[pd.DataFrame]", key: CellKey, metric: str
+) -> PairedDifference:
+    """Paired over people, each one's mean over several tables."""
+
+    def means(tables: "Sequence[pd.DataFrame]", people: list[str]) -> np.ndarray:
+        rows = [rows_of(table, key, class_noun=BOTH) for table in tables]
+        kept = [found[found["identity"].isin(people)] for found in rows]
+        return np.mean([person_means(found, metric, among=people) for found in kept], axis=0)
+
+    every = [set(rows_of(table, key, class_noun=BOTH)["identity"]) for table in (*ours, *others)]
+    people = sorted(set.intersection(*every))
+    return metrics.paired_bootstrap(means(ours, people), means(others, people))
+
+
+def _maybe(scores: "pd.DataFrame", method: str, rank: int) -> list[CellKey]:
+    there = {(m, r) for m, r in scores[["method", "rank"]].drop_duplicates().itertuples(index=False)}
+    return curve(scores, method, rank=rank) if (method, rank) in there else []
+
+
+def _gap(found: PairedDifference | FrontierGap) -> str:
+    return interval(found.mean, found.low, found.high)
+
+
+def _sign(low: float, high: float) -> bool | None:
+    return True if low > 0 else False if high < 0 else None

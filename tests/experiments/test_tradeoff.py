@@ -1,0 +1,222 @@
+"""The trade-off study: its protocol, what is kept of a run, and answers that follow made-up scores."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.tradeoff import plot, protocol, run, store
+from experiments.tradeoff.choose import common_rate, own_rate
+from experiments.tradeoff.evidence import Evidence
+from experiments.tradeoff.identify import identified, nearest
+from experiments.tradeoff.protocol import RUNS, Prior, Run
+from experiments.tradeoff.questions import QUESTIONS
+from metalora.core.errors import UserError
+from metalora.evaluation.curves import CellKey
+from metalora.evaluation.frontier import best_at, frontier, frontier_area
+from metalora.people.benchmark import Subject
+
+WORLD = {"world": "made up", "seconds": 1.0, "command": "none"}
+PEOPLE = 12
+
+
+def scores_of(one: Run, *, faster: float = 2.0, random_loss: float = 0.1) -> pd.DataFrame:
+    """What a world would give in which Meta-LoRA is `faster` and everything else is as the paper says."""
+    people = [f"p-{noun}-{k}" for noun in one.classes for k in range(PEOPLE)]
+    rates = {5e-4: 0.5, 1e-3: 0.7, 2e-3: 0.9, 5e-3: 1.0, 1e-2: 0.95}
+    speed = {"common": 1.0, "slow": 0.7, "own": 1.0}.get(one.rate) or rates[one.rate]
+    rng = np.random.default_rng([one.seed, len(one.name)])
+    rows = []
+
+    def add(method, rank, iterations, face, clip):
+        for k, person in enumerate(people):
+            for prompt in ("frontal-1", "frontal-2", "scene-1"):
+                shift = 0.01 * (k % 5) + rng.normal(0, 0.002)
+                row = {"method": method, "rank": rank, "iterations": iterations, "identity": person, "part": "unsplash"}
+                row |= {"class_noun": person.split("-")[1], "prompt_id": prompt, "seed": one.seed}
+                row |= {"test_photos": 4, "reference_faces": 1}
+                row |= dict.fromkeys(store.SCORES, np.nan)
+                if prompt == "scene-1":
+                    row |= {"clip_t": clip + shift, "clip_i": 0.7}
+                else:
+                    own = face + shift
+                    row |= {
+                        "face_found": 1.0,
+                        "face_sim": own + 0.02,
+                        "r_face_sim": own,
+                        "identified": float(k % 4 > 0),
+                    }
+                    row["copy_paste"] = 0.1 if method == "lora" else 0.0
+                rows.append(row)
+
+    add("base", 0, 0, 0.03, 0.42)
+    for method in one.methods:
+        for iterations in one.iterations:
+            effective = iterations * (faster if method == "meta_lora" else 1.0)
+            face = 0.45 * speed * (1 - np.exp(-effective / 300))
+            clip = 0.42 - 1e-5 * iterations - (0.1 if one.rank == 16 else 0)
+            clip -= 0.05 if one.rate == 1e-2 else 0.0
+            if method == "lora":
+                face, clip = face - 0.1, clip - (0.15 if one.rate != 5e-4 else 0)
+            if one.prior.random:
+                face -= random_loss
+            face += (
+                0.02 * np.log2(one.prior.people / 50) * (one.prior.people != 100) if one.prior.people != 100 else 0.02
+            )
+            add(method, one.rank, iterations, face, clip)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    for one in RUNS:
+        if not one.name.startswith("own-"):
+            store.write_run(one.name, scores_of(one), WORLD, results=folder)
+    for seed in protocol.SEEDS:
+        one = next(r for r in RUNS if r.name == f"own-lora-s{seed}")
+        store.write_run(one.name, scores_of(one), WORLD, results=folder)
+    return folder
+
+
+def test_every_run_has_a_name_of_its_own_and_every_question_its_runs() -> None:
+    names = [one.name for one in RUNS]
+    assert len(set(names)) == len(names)
+    for question in QUESTIONS:
+        for beginning in question.runs:
+            assert any(name.startswith(beginning) for name in names)
+    assert {one.benchmark for one in RUNS if one.name.startswith("rate-")} == {protocol.VALIDATION}
+    assert {one.benchmark for one in RUNS if not one.name.startswith("rate-")} == {protocol.TEST}
+    assert {one.seed for one in RUNS if one.name.startswith("rank01")} == {0, 1, 2}
+
+
+def test_stage_one_takes_as_many_samples_whatever_the_people() -> None:
+    for people in (50, 100, 200):
+        words = dict(word.split("=") for word in Prior(people=people).words)
+        assert int(words["stage1.uses_per_example"]) * people == 1000
+        assert words["stage1.q_total"] == "1000"
+
+
+def test_rates_are_chosen_on_validation_people(results) -> None:
+    assert common_rate(results) == 5e-3
+    assert own_rate("meta_lora", results) == 5e-3
+    assert own_rate("lora", results) == 5e-4
+
+
+def test_runs_at_a_rate_that_is_run_anyway_are_left_out(results) -> None:
+    own = {one.methods[0]: one for one in RUNS if one.name.startswith("own-")}
+    assert run.is_there_already(own["meta_lora"], results)
+    assert not run.is_there_already(own["lora"], results)
+    assert not run.is_there_already(RUNS[0], results)
+
+
+def test_a_command_says_all_that_the_protocol_fixes(tmp_path) -> None:
+    one = next(r for r in RUNS if r.name == "rank16-s2")
+    words = run.words_of(one, rate=5e-3, priors={"man": tmp_path / "m"})
+    expected = {"rank=16", "seed=2", "protocol.seeds=[2]", "learning_rate=0.005", "benchmark=mini_test"}
+    expected |= {"iterations=[250,375,500,625]", "methods=[lora_aug,meta_lora]", f"priors.man={tmp_path / 'm'}"}
+    assert expected <= set(words)
+
+
+def test_answers_follow_the_scores(results, tmp_path) -> None:
+    plot.main([f"results={results}", f"out={tmp_path}"])
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert sorted(answers) == list("abcdef")
+    holds = {letter: [claim["holds"] for claim in claims] for letter, claims in answers.items()}
+    assert holds["a"][:2] == [True, True]
+    assert holds["b"][:2] == [True, True]
+    assert holds["c"][:2] == [True, True]
+    assert all(holds["d"])
+    text = (tmp_path / "tradeoff.md").read_text()
+    assert "1.67 times fewer" in text
+    assert "0.005" in text
+    for letter in "abcdef":
+        assert list(tmp_path.glob(f"{letter}_*.png"))
+        assert f"## ({letter})" in text
+
+
+def test_an_effect_that_is_not_there_is_not_claimed(results, tmp_path) -> None:
+    for one in RUNS:
+        if one.name.startswith(("rate-", "rank01-", "slow-", "random-", "own-lora-")):
+            store.write_run(one.name, scores_of(one, faster=1.0, random_loss=0.0), WORLD, results=tmp_path)
+    plot.main([f"results={tmp_path}"])
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert sorted(answers) == ["a", "b", "d"]
+    assert answers["a"][1]["holds"] is False  # 375 iterations do not do what 625 do
+    assert answers["d"][-1]["holds"] is not True
+    assert "Not run yet." in (tmp_path / "tradeoff.md").read_text()
+
+
+def test_runs_of_another_world_are_refused(results) -> None:
+    with pytest.raises(UserError, match="other weights"):
+        store.check_world("another", results=results)
+    store.check_world("made up", results=results)
+
+
+def test_a_missing_run_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="rank01-s0"):
+        _ = Evidence(tmp_path).common
+    with pytest.raises(UserError, match="unknown option"):
+        run.main(["colour=red"])
+
+
+def test_what_is_kept_of_a_run_says_the_same(results) -> None:
+    one = RUNS[0]
+    before, after = scores_of(one), store.read_run(one.name, results=results)
+    np.testing.assert_allclose(after["r_face_sim"], before["r_face_sim"], atol=1e-6)
+    assert list(after["identity"]) == list(before["identity"])
+    assert next(line["name"] for line in store.costs(results)) == one.name
+
+
+def test_the_frontier_is_the_best_at_no_lower_clip_t() -> None:
+    clip, face = np.array([[0.4, 0.3, 0.35]]), np.array([[0.0, 0.4, 0.2]])
+    best = best_at(clip, face, np.array([[0.30, 0.35, 0.39, 0.41]]))
+    np.testing.assert_allclose(best[0, :3], [0.4, 0.2, 0.04], atol=0.02)
+    assert best[0, 3] == -np.inf
+
+
+def test_the_area_between_frontiers_is_the_shift_between_them(results) -> None:
+    scores = Evidence(results).common
+    keys = [CellKey("base", 0, 0), *(CellKey("lora_aug", 1, n) for n in protocol.CHECKPOINTS)]
+    lifted = scores[scores["method"] == "lora_aug"].assign(method="lifted")
+    lifted["r_face_sim"] += 0.05
+    both = pd.concat([scores, lifted], ignore_index=True)
+    others = [CellKey("lifted", 1, n) for n in protocol.CHECKPOINTS]
+    area = frontier_area(both, others, keys[1:])
+    assert area.mean == pytest.approx(0.05, abs=1e-6)
+    assert area.low == pytest.approx(0.05, abs=1e-6)
+    band = frontier(scores, keys)
+    assert (band.low <= band.mean).all()
+    assert (band.mean <= band.high).all()
+    assert band.high.max() > band.low.max()
+
+
+class _Faces:
+    """Embeddings by file name."""
+
+    def __init__(self, vectors) -> None:
+        self.vectors = vectors
+
+    def faces(self, pictures):
+        return [self.vectors[picture.path.name] for picture in pictures]
+
+
+def test_a_face_is_taken_for_the_nearest_of_all(tmp_path) -> None:
+    files = {name: tmp_path / name for name in ("a1", "a2", "b1", "x", "y", "z")}
+    for path in files.values():
+        path.write_bytes(path.name.encode())
+    e = np.eye(3, dtype=np.float32)
+    vectors = {"a1": e[0], "a2": None, "b1": e[1], "x": e[0], "y": e[1], "z": None}
+    subjects = [
+        Subject("a", "man", files["x"], (files["a1"], files["a2"]), "unsplash"),
+        Subject("b", "man", files["y"], (files["b1"],), "unsplash"),
+    ]
+    frame = pd.DataFrame({"file": [str(files[n]) for n in "xyzx"], "identity": ["a", "a", "a", "b"]})
+    frame["face_found"] = [1.0, 1.0, 0.0, np.nan]
+    found = identified(frame, subjects, _Faces(vectors))
+    np.testing.assert_array_equal(found.to_numpy(), [1.0, 0.0, 0.0, np.nan])
+    assert nearest([e[2] + 0.1 * e[1], None], ["a", "b"], e[:2]) == ["b", None]
+    subjects[1] = Subject("b", "man", files["y"], (files["a2"],), "unsplash")
+    with pytest.raises(UserError, match="no unseen photo"):
+        identified(frame, subjects, _Faces(vectors))

@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep test check format miniworld rival speed lock clean
-.PHONY: study test-browser test-slurm test-ray dashboard
+.PHONY: tradeoff tradeoff-figures study test-browser test-slurm test-ray dashboard
 .PHONY: rivals sets table1 table2 table3 table4 fig3 fig4 fig5 fig6 fig7 r1-selection
 
 help:  ## list the targets
@@ -77,6 +77,13 @@ table2 fig4 fig7: sweep rivals sets
 r1-selection: $(STAMP)  ## appendix K: how wide Meta-Down, how long Stage 1
 	$(IN) $(BIN)/python -m experiments.r1_selection.run $(R1) $(WORLD)
 	$(IN) $(BIN)/python -m experiments.r1_selection.plot
+
+tradeoff: $(STAMP)  ## the pre-registered study, about eight hours: 64 people, three seeds, controls; what results/ holds is not run again
+	$(IN) $(BIN)/python -m experiments.tradeoff.run
+	$(IN) $(BIN)/python -m experiments.tradeoff.plot
+
+tradeoff-figures: $(STAMP)  ## its figures, tables and answers from the committed scores, in under a minute
+	$(BIN)/python -m experiments.tradeoff.plot
 
 test: $(STAMP)  ## all tests
 	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q --durations=15

@@ -6,6 +6,7 @@
 what they finished, and every run's scores are copied to results/scores as soon as it has ended.
 """
 
+import os
 import platform
 import sys
 import time
@@ -146,8 +147,8 @@ def world() -> str:
 def _hardware() -> dict[str, Any]:
     import torch
 
-    cores = torch.get_num_threads()
-    return {"machine": platform.machine(), "cores": cores, "instructions": torch.backends.cpu.get_cpu_capability()}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "instructions": instructions}
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
@@ -18,6 +19,11 @@ from metalora.miniworld.vocabulary import POSES, STYLES
 ENLARGED = 160
 KEEPS_A_FACE = 0.75
 """A style keeps a face when MTCNN finds it in at least this share of its rendered frontal pictures."""
+
+
+def to_pixels(images_NHWC: np.ndarray) -> Tensor:
+    """uint8 pictures to [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def faces_found(images_NCHW: Tensor) -> np.ndarray:
@@ -36,8 +42,6 @@ def frontal_prompts(style: str, count: int) -> list[str]:
 
 def rendered_frontal(style: str, count: int, *, seed: int) -> Tensor:
     """Rendered frontal pictures [N, 3, 64, 64] in [-1, 1] of people whom no training saw."""
-    from metalora.miniworld.quality import to_pixels
-
     return to_pixels(render(*draw(count, seed=seed, style=style, pose="front"), height=64, width=64))
 
 

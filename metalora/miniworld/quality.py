@@ -19,13 +19,14 @@ from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 from metalora.miniworld import vocabulary
 from metalora.miniworld.check import TARGET_ALL, TARGET_FRONTAL, draw, find_faces
+from metalora.miniworld.faces_found import KEEPS_A_FACE, faces_found, frontal_prompts, rendered_frontal, to_pixels
 from metalora.miniworld.identity import Identity
 from metalora.miniworld.population import CLASS_NOUNS, identity
 from metalora.miniworld.renderer import face_boxes, render
 from metalora.miniworld.shots import Shot, sample_shot
 
 WEIGHTS = Path(__file__).parent / "weights"
-GUIDANCE = 3.5
+GUIDANCE = 2.5
 """What pictures are drawn with by default (conf/experiment/mini/default.yaml)."""
 HELD_OUT_PEOPLE = range(1710, 1800)
 """Indices of the corpus people of each class that no training saw (the last 5%)."""
@@ -50,11 +51,6 @@ def held_out_shots(*, photos: int, seed: int, **fixed: Any) -> tuple[list[Identi
     rng = np.random.default_rng(seed)
     people = [identity("base", noun, index) for noun in CLASS_NOUNS for index in HELD_OUT_PEOPLE for _ in range(photos)]
     return people, [sample_shot(rng, fixed=fixed) for _ in people]
-
-
-def to_pixels(images_NHWC: np.ndarray) -> Tensor:
-    """uint8 pictures to [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def verification(embeddings_NE: Tensor, people: Sequence[str]) -> tuple[float, float]:
@@ -139,7 +135,8 @@ def measure_clip(recognizer: Recognizer) -> list[Row]:
     return [Row(f"mini-CLIP zero-shot, rendered: {trait}", found[trait], targets.get(trait)) for trait in found]
 
 
-def _generate(weights: Path, prompts: list[str], *, guidance: float, seed: int, steps: int = 16) -> Tensor:
+def generate(weights: Path, prompts: list[str], *, guidance: float, seed: int, steps: int = 16) -> Tensor:
+    """Pictures [N, 3, 64, 64] in [-1, 1] of the weights' untouched base, one per prompt."""
     from metalora.miniworld.build.sample import load_pipeline_models, sample_images, start_noise
 
     models, vae, shift = load_pipeline_models(weights / "flux")
@@ -162,7 +159,7 @@ def measure_generated(weights: Path, recognizer: Recognizer) -> list[Row]:
     for trait, table, fixed, form in cases:
         wanted = [(name, noun) for name in table for noun in CLASS_NOUNS for _ in range(100 // len(table))]
         prompts = [form.format(noun=noun, text=table[name]) for name, noun in wanted]
-        made = _generate(weights, prompts, guidance=GUIDANCE, seed=33)
+        made = generate(weights, prompts, guidance=GUIDANCE, seed=33)
         truth = {trait: [name for name, _ in wanted], "class_noun": [noun for _, noun in wanted]}
         generated = recognizer.right(made, truth)
         rng = np.random.default_rng(34)
@@ -184,16 +181,14 @@ def measure_generated(weights: Path, recognizer: Recognizer) -> list[Row]:
 
 def measure_generated_faces(weights: Path) -> list[Row]:
     """MTCNN on frontal pictures, 100 of photos and 40 of every style, generated and rendered at 64 px."""
-    from metalora.miniworld.faces_found import KEEPS_A_FACE, faces_found, frontal_prompts, rendered_frontal
-
     rows = []
     for guidance, target in ((GUIDANCE, 0.95), (1.0, None)):
-        made = _generate(weights, frontal_prompts("photo", 100), guidance=guidance, seed=35)
+        made = generate(weights, frontal_prompts("photo", 100), guidance=guidance, seed=35)
         rate = float(faces_found(made).mean())
         rows.append(Row(f"generated frontal photos at guidance {guidance}: MTCNN finds the face", rate, target))
     kept = []
     for place, style in enumerate(vocabulary.STYLES):
-        made = _generate(weights, frontal_prompts(style, 40), guidance=GUIDANCE, seed=40 + place)
+        made = generate(weights, frontal_prompts(style, 40), guidance=GUIDANCE, seed=40 + place)
         ours, theirs = (float(faces_found(x).mean()) for x in (made, rendered_frontal(style, 40, seed=50 + place)))
         rows.append(Row(f"frontal, {style}: MTCNN finds the face, generated", ours, None))
         rows.append(Row(f"frontal, {style}: MTCNN finds the face, rendered", theirs, None))

@@ -37,6 +37,7 @@ def write_report(
     facts: Mapping[str, str],
     target: CellKey = TARGET,
     method: str = "meta_lora",
+    about_world: str = "",
 ) -> Report:
     """Write the whole report from scores alone; cells that are not there yet are left out, so call it again any time.
 
@@ -49,6 +50,7 @@ def write_report(
         facts: how it was run (command, learning rate, seed, hardware), shown as it is.
         target: the cell whose R-FaceSim is to be matched.
         method: the method that is to match it.
+        about_world: a page beside index.html about the world, for a link.
 
     Raises:
         UserError: no scores, or unreadable ones.
@@ -57,13 +59,13 @@ def write_report(
     summary = summarize(study)
     sentence = headline(summary)
     write_json(summary_path, summary)
-    write_bytes(out / "index.html", _page(study, sentence, folder=out).encode())
+    write_bytes(out / "index.html", _page(study, sentence, folder=out, about_world=about_world).encode())
     shown = [tables.comparison(study), tables.steps(study)]
     text = "\n\n".join(tables.as_text(table) for table in shown if table.rows)
     return Report(out / "index.html", summary, sentence, text)
 
 
-def _page(study: Study, sentence: str, *, folder: Path) -> str:
+def _page(study: Study, sentence: str, *, folder: Path, about_world: str) -> str:
     import jinja2
 
     figures = folder / "figures"
@@ -79,6 +81,7 @@ def _page(study: Study, sentence: str, *, folder: Path) -> str:
     return environment.get_template("index.html").render(
         study=study,
         headline=sentence,
+        about_world=about_world,
         colours=look.COLOURS,
         figures={name: _source(picture, folder) for name, picture in drawn.items() if picture is not None},
         grids=[(title, _source(picture, folder)) for picture, title in draw_grids(study, folder=folder / "grids")],

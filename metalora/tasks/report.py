@@ -14,6 +14,7 @@ from metalora.core.notice import notice
 from metalora.evaluation.curves import CellKey
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.report import Report, write_report
+from metalora.reporting.world import write_world_page
 from metalora.tasks.artifact import config_hash, git_revision, stored_hash
 from metalora.tasks.loggers import tracked, with_logger
 from metalora.tasks.setting import Setting
@@ -107,6 +108,7 @@ def report(
             return Report(page, json.loads(summary.read_text()), made["headline"], made["text"])
     stamp.unlink(missing_ok=True)
     memory = ", ".join(f"{stage} {mb / 1024:.1f} GB" for stage, mb in found.peak_memory_mb().items())
+    about_world = write_world_page(pages).name if found.worlds() == {"mini"} else ""
     outcome = write_report(
         pages,
         scores=found.scores,
@@ -116,6 +118,7 @@ def report(
         facts=facts | ({"peak memory": memory} if memory else {}),
         target=CellKey(headline["target"], headline["target_rank"], headline["target_iterations"]),
         method=headline["method"],
+        about_world=about_world,
     )
     write_json(stamp, {"key": key, "headline": outcome.headline, "text": outcome.text})
     return outcome

@@ -1,6 +1,7 @@
 """The tuning-free rival's data and training: reproducible parts, a cut run equals the uncut one, the fast forward pass
 equals the hooks that images are drawn with."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metalora.adapters.artifacts import file_sha256, read_tensors
 from metalora.adapters.face_adapter import FaceRoute, load_face_adapter
 from metalora.backbones.flux import load_flux
 from metalora.core.noise import generator
@@ -141,6 +143,32 @@ def test_the_exported_file_draws_what_was_trained(parts: list[Path], tmp_path: P
         )
     assert torch.allclose(pack(drawn), fast, atol=1e-4)
     assert not torch.allclose(drawn, base, atol=1e-2)
+
+
+def test_a_training_may_begin_with_the_adapter_of_an_earlier_base(parts: list[Path], tmp_path: Path) -> None:
+    shipped = WEIGHTS / "ip_adapter" / "model.safetensors"
+    tensors, told = read_tensors(shipped, what="face adapter")
+    still = replace(SMALL, plan=Plan(steps=1), rate=0.0)
+    trained = train_rival(parts, recipe=still, state=tmp_path, begin=shipped, quiet=True)
+    path = export_rival(
+        tmp_path / "ip",
+        recipe=still,
+        state=tmp_path,
+        data=load_data(parts),
+        trained=trained,
+        weights=WEIGHTS,
+        command="here",
+        begin=shipped,
+    )
+    again, header = read_tensors(path, what="face adapter")
+    assert all(torch.equal(again[name], value) for name, value in tensors.items())
+    assert int(header["iterations"]) == int(told["iterations"]) + 1
+    begun = json.loads((path.parent / "provenance.json").read_text())["begun_with"]
+    assert begun == {
+        "sha256": file_sha256(shipped),
+        "iterations": told["iterations"],
+        "backbone_fingerprint": told["backbone_fingerprint"],
+    }
 
 
 def test_a_fresh_adapter_of_the_base_is_small_and_the_same_for_a_seed(parts: list[Path]) -> None:

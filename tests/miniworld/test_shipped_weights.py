@@ -35,5 +35,5 @@ def test_the_face_adapter_belongs_to_the_base_and_the_face_network_beside_it() -
     header = read_tensors(path, what="face adapter")[1]
     face = (WEIGHTS / "face" / "model.safetensors").read_bytes()
     assert header["face_sha256"] == hashlib.sha256(face).hexdigest()
-    assert header["iterations"] == "10000"
+    assert int(header["iterations"]) >= 10_000
     assert all(block.to_out.weight.abs().max() > 0 for block in adapter.blocks)

@@ -1,5 +1,6 @@
 """The report's folder: complete in itself, drawn from whatever is there, saying what its numbers were measured on."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -10,9 +11,11 @@ from made_up import make_scores
 from PIL import Image
 
 from metalora.core.errors import UserError
+from metalora.miniworld.quality import WEIGHTS
 from metalora.reporting import tables
 from metalora.reporting.grids import TILE, Grid, Row, Tile, compose
 from metalora.reporting.report import write_report
+from metalora.reporting.world import write_world_page
 
 SETTING = {
     "world": "made-up <numbers>",
@@ -129,6 +132,22 @@ def test_several_tables_are_one_study(tmp_path):
     assert [c["method"] for c in both] == ["base", "lora_aug", "lora_aug", "meta_lora", "meta_lora"]
     assert both[0]["images"] == 2 * 2  # the base's rows stand in both tables and count once
     assert made.summary["steps_to_match"]["first_checkpoint"] == 375
+
+
+def test_the_page_about_the_world_says_what_was_measured(tmp_path):
+    path = write_world_page(tmp_path / "report")
+    page = Page(path)
+    assert not page.open
+    assert {"world.jpg", "index.html"} <= set(page.links)
+    assert Image.open(path.parent / "world.jpg").width > 1000
+    for row in json.loads((WEIGHTS / "quality.json").read_text()):
+        assert row["name"] in page.text
+        assert f"{row['value']:.3f}" in page.text
+    make_scores(tmp_path, people=1, clip_people=1, prompts=1, iterations=(375, 625))
+    scores = sorted(tmp_path.glob("*.parquet"))
+    summary = tmp_path / "summary.json"
+    made = write_report(path.parent, scores=scores, summary_path=summary, about_world=path.name, **SETTING)
+    assert path.name in Page(made.index).links
 
 
 def test_a_class_that_is_ahead_is_reported_alone(tmp_path):

@@ -169,7 +169,7 @@ def provenance(weights: Path, *, chain: Chain, trainings: dict[str, dict[str, An
     Args:
         trainings: the notes of each checkpoint: step and seconds.
     """
-    skipped = {"provenance.json", "README.md", "quality.json"}
+    skipped = {"provenance.json", "README.md", "quality.json", "world.jpg"}
     files = sorted(path for path in weights.rglob("*") if path.is_file() and path.name not in skipped)
     parts = parts_of(chain)
     return {

@@ -58,10 +58,10 @@ _THIRD = replace(
 # compiled, as it ran on cores without bf16.
 _FOURTH = replace(
     _THIRD,
-    plan=Plan(steps=17000),
+    plan=Plan(steps=16000),
     restart=13800,
-    schedule=((13800, 5e-4, 2e-4), (13950, 3e-3, 1.1e-3), (15600, 3e-3, 1.1e-3), (17000, 0.0, 0.0)),
-    distill=((13800, 17000),),
+    schedule=((13800, 5e-4, 2e-4), (13950, 3e-3, 1.1e-3), (15040, 3e-3, 1.1e-3), (16000, 0.0, 0.0)),
+    distill=((13800, 16000),),
     without=(1,),
     between=(0.1, 0.75),
     compile=False,

@@ -1,5 +1,7 @@
 """Train the tuning-free rival on the Stage-1 people: `python -m metalora.miniworld.build.rival out=DIR`.
 
+`begin=ADAPTER.safetensors steps=N people=M` begins with an adapter of an earlier base instead of from nothing.
+
 The base is the shipped, frozen one; rectified flow as in every other training, on processes that share the
 adapter as one flat vector. Running the command again continues.
 
@@ -10,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
-from metalora.adapters.artifacts import file_sha256
+from metalora.adapters.artifacts import file_sha256, read_tensors
 from metalora.adapters.face_adapter import FaceAdapter, FaceAdapterShape, save_face_adapter
 from metalora.backbones.fingerprint import fingerprint
 from metalora.core.atomic import write_json
@@ -183,6 +185,7 @@ def train_rival(
     recipe: RivalRecipe,
     state: Path,
     weights: Path = WEIGHTS,
+    begin: Path | None = None,
     quiet: bool = False,
     until: int | None = None,
 ) -> dict[str, Any]:
@@ -190,6 +193,7 @@ def train_rival(
 
     Args:
         paths: parts of the data, as from `write_data`.
+        begin: an adapter to begin with, whatever base it was made for; None for an untrained one.
         until: stop after this many steps; None for the plan's length.
 
     Returns:
@@ -197,6 +201,8 @@ def train_rival(
     """
     checkpoint = state / "rival.safetensors"
     adapter = fresh_adapter(recipe, _frozen(weights)[0], load_data(paths))
+    if begin is not None:
+        adapter.load_state_dict({name: x.float() for name, x in read_tensors(begin, what="face adapter")[0].items()})
     slots = lay_out({"adapter": adapter})
     size = slots[-1].stop
     shared = {name: torch.zeros(size).share_memory_() for name in ("parameters", "first", "second")}
@@ -253,8 +259,14 @@ def export_rival(
     trained: Mapping[str, Any],
     weights: Path,
     command: str,
+    begin: Path | None = None,
 ) -> Path:
-    """Write the trained adapter (bf16) with a provenance.json beside it."""
+    """Write the trained adapter (bf16) with a provenance.json beside it.
+
+    Args:
+        begin: the adapter that the training began with; its iterations, on the base that it was made for, are added up.
+    """
+    before = read_tensors(begin, what="face adapter")[1] if begin else {}
     adapter = fresh_adapter(recipe, _frozen(weights)[0], data)
     tensors, _ = read_checkpoint(state / "rival.safetensors")
     scatter({"adapter": adapter}, lay_out({"adapter": adapter}), tensors["parameters"])
@@ -267,7 +279,7 @@ def export_rival(
             "backbone_fingerprint": fingerprint(weights / "flux" / "transformer"),
             "face_sha256": file_sha256(weights / "face" / "model.safetensors"),
             "people": f"{recipe.people} of split stage1",
-            "iterations": str(trained["steps"]),
+            "iterations": str(trained["steps"] + int(before.get("iterations", 0))),
         },
     )
     versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
@@ -277,6 +289,7 @@ def export_rival(
             "command": command,
             "recipe": asdict(recipe),
             "trained": dict(trained),
+            **({"begun_with": _told(begin, before)} if begin else {}),
             "versions": versions,
             "sha256": {path.name: file_sha256(path)},
         },
@@ -284,36 +297,49 @@ def export_rival(
     return path
 
 
+def _words(begin: Path | None, recipe: RivalRecipe) -> list[str]:
+    return [f"begin={begin.name}", f"steps={recipe.plan.steps}", f"people={recipe.people}"] if begin else []
+
+
+def _told(begin: Path, before: Mapping[str, str]) -> dict[str, str]:
+    kept = {key: before[key] for key in ("iterations", "backbone_fingerprint") if key in before}
+    return {"sha256": file_sha256(begin), **kept}
+
+
 def main(argv: Sequence[str]) -> int:
-    """Make the data, train, export; `out=DIR`."""
-    out = None
+    """Make the data, train, export; `out=DIR [begin=ADAPTER.safetensors] [steps=N] [people=M]`."""
+    options = {"out": "", "begin": "", "steps": str(RIVAL.plan.steps), "people": str(RIVAL.people)}
     for word in argv:
         name, _, value = word.partition("=")
-        if name != "out" or not value:
-            raise UserError("unknown option", expected="out=DIR", got=word, key=name)
-        out = Path(value)
-    if out is None:
+        if name not in options or not value or (name in ("steps", "people") and not value.isdigit()):
+            expected = "out=DIR [begin=ADAPTER.safetensors] [steps=N] [people=M]"
+            raise UserError("unknown option", expected=expected, got=word, key=name)
+        options[name] = value
+    if not options["out"]:
         raise UserError("no folder for the build", expected="out=DIR", key="out")
-    out.mkdir(parents=True, exist_ok=True)
+    out, begin = Path(options["out"]), Path(options["begin"]) if options["begin"] else None
+    plan, compiled = replace(RIVAL.plan, steps=int(options["steps"])), fast_dtype() != torch.float32
+    recipe = replace(RIVAL, plan=plan, people=int(options["people"]), compile=compiled)
     told: Callable[[int, int], None] = lambda done, people: print(f"data: {done} of {people} people", end="\r")  # noqa: E731
     paths = write_data(
         out / "data",
-        people=RIVAL.people,
-        photos=RIVAL.photos,
-        captions=RIVAL.captions,
+        people=recipe.people,
+        photos=recipe.photos,
+        captions=recipe.captions,
         seed=0,
         weights=WEIGHTS,
         progress=told,
     )
-    trained = train_rival(paths, recipe=RIVAL, state=out)
+    trained = train_rival(paths, recipe=recipe, state=out, begin=begin)
     path = export_rival(
         out / "ip_adapter",
-        recipe=RIVAL,
+        recipe=recipe,
         state=out,
         data=load_data(paths),
         trained=trained,
         weights=WEIGHTS,
-        command="python -m metalora.miniworld.build.rival out=DIR",
+        command=" ".join(["python -m metalora.miniworld.build.rival out=DIR", *_words(begin, recipe)]),
+        begin=begin,
     )
     print(f"adapter: {path}")
     return 0

@@ -142,7 +142,7 @@ def test_drawing_questions_again_too_widens_the_interval() -> None:
     found = analyse({"recontextualized": Choices(("pulid", "meta_lora"), agreed)}, part=2, ours="meta_lora")
     assert found is not None
     one = share(found, "meta_lora", "recontextualized")
-    assert one.low == one.high == 50
+    assert (one.low, one.high) == pytest.approx((50, 50))  # equal but for the order of a sum
     assert one.low_both < 30 and one.high_both > 70
 
 

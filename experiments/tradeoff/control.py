@@ -1,11 +1,13 @@
 """Make a control of a prior: Meta-Downs of the same norms that have learned nothing, or the learned ones scaled.
 
     python -m experiments.tradeoff.control PRIOR.safetensors random OUT.safetensors
+    python -m experiments.tradeoff.control PRIOR.safetensors random-1 OUT.safetensors   # another draw
     python -m experiments.tradeoff.control PRIOR.safetensors 0.5 OUT.safetensors
 
 `metalora reproduce priors.woman=OUT.safetensors ...` then runs Stage 2 with it in place of a Stage 1 of its own.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,19 +21,22 @@ from metalora.core.lora import kaiming_uniform
 
 
 def control(meta_down_RI: Tensor, *, change: str, layer: str) -> Tensor:
-    """A layer's Meta-Down, changed: `random` draws its start again and gives it the same Frobenius norm."""
-    if change != "random":
+    """A layer's Meta-Down, scaled, or drawn again with the same Frobenius norm (`random`, `random-SEED`)."""
+    word, _, seed = change.partition("-")
+    if word != "random":
         return meta_down_RI * float(change)
-    drawn_RI = kaiming_uniform((meta_down_RI.shape[0], meta_down_RI.shape[1]), key=("control", layer))
+    key = ("control", int(seed), layer) if seed else ("control", layer)
+    drawn_RI = kaiming_uniform((meta_down_RI.shape[0], meta_down_RI.shape[1]), key=key)
     return drawn_RI * (meta_down_RI.norm() / drawn_RI.norm())
 
 
 def main(prior: Path, change: str, out: Path) -> None:
     """Write the control of a whole prior."""
     try:
-        change == "random" or float(change)
+        re.fullmatch(r"random(-\d+)?", change) or float(change)
     except ValueError:
-        raise UserError("no such change", expected="random, or a factor", got=change, key="the second word") from None
+        expected = "random, random-SEED, or a factor"
+        raise UserError("no such change", expected=expected, got=change, key="the second word") from None
     loaded = load_prior(prior)
     tensors = {
         f"{name}.meta_down.weight": control(tensor, change=change, layer=name).contiguous()

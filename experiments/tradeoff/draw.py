@@ -1,6 +1,6 @@
 """The study's pictures: frontiers with bands, curves over iterations, ranks, Stage-1 lengths and people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,62 +48,60 @@ def against(settings: "Mapping[str, pd.DataFrame]", methods: Sequence[str], out:
 
 def over_ranks(scores: "pd.DataFrame", out: Path, name: str, *, iterations: int) -> Picture:
     """Both scores over the rank."""
-    from matplotlib.figure import Figure
 
-    with look.style():
-        figure = Figure(figsize=(7.6, 3.4))
-        for ax, metric in zip(figure.subplots(1, 2), NAMES, strict=True):
-            for place, method in enumerate(("lora", "lora_aug", "meta_lora")):
-                keys = [CellKey(method, rank, iterations) for rank in (1, 4, 16)]
-                there = [key for key in keys if not rows_of(scores, key, class_noun=BOTH).empty]
-                _over(ax, [(float(np.log2(key.rank)), scores, key) for key in there], metric, method, place=place)
-            ax.set_xticks([0, 2, 4], ["1", "4", "16"])
-            ax.set_xlabel("rank")
-            ax.set_ylabel(NAMES[metric])
-        ax.legend()
-        figure.suptitle(f"{iterations} iterations: {WORLD}", x=0.01, ha="left")
-        figure.tight_layout()
-        return look.save(figure, out, name, vector="pdf", dpi=150)
+    def fill(ax: "Axes", metric: str) -> None:
+        for place, method in enumerate(("lora", "lora_aug", "meta_lora")):
+            keys = [CellKey(method, rank, iterations) for rank in (1, 4, 16)]
+            there = [key for key in keys if not rows_of(scores, key, class_noun=BOTH).empty]
+            _over(ax, [(float(np.log2(key.rank)), scores, key) for key in there], metric, method, place=place)
+        ax.set_xticks([0, 2, 4], ["1", "4", "16"])
+
+    return _both_scores(fill, out, name, title=f"{iterations} iterations", xlabel="rank")
 
 
 def over_widths(tables: "Mapping[tuple[int, int], pd.DataFrame]", out: Path, name: str, *, key: CellKey) -> Picture:
     """Both scores over the length of Stage 1, a line for every r1."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
     sizes = sorted({size for size, _ in tables})
     shades = colormaps["cividis"](np.linspace(0.9, 0.0, len(sizes)))
-    with look.style():
-        figure = Figure(figsize=(7.6, 3.4))
-        for ax, metric in zip(figure.subplots(1, 2), NAMES, strict=True):
-            for place, (size, shade) in enumerate(zip(sizes, shades, strict=True)):
-                cells = [(steps, tables[r1, steps], key) for r1, steps in sorted(tables) if r1 == size]
-                mark = {"color": shade, "label": f"r1 = {size}", "marker": look.rival_mark(place + 1)}
-                _bars(ax, cells, metric, shift=8.0 * (place - 1.5), **mark)
-            ax.set_xlabel("Stage-1 iterations")
-            ax.set_ylabel(NAMES[metric])
-        ax.legend()
-        figure.suptitle(f"Women, {key.iterations} iterations of Stage 2: {WORLD}", x=0.01, ha="left")
-        figure.tight_layout()
-        return look.save(figure, out, name, vector="pdf", dpi=150)
+
+    def fill(ax: "Axes", metric: str) -> None:
+        for place, (size, shade) in enumerate(zip(sizes, shades, strict=True)):
+            cells = [(steps, tables[r1, steps], key) for r1, steps in sorted(tables) if r1 == size]
+            mark = {"color": shade, "label": f"r1 = {size}", "marker": look.rival_mark(place + 1)}
+            _bars(ax, cells, metric, shift=8.0 * (place - 1.5), **mark)
+
+    title = f"Women, {key.iterations} iterations of Stage 2"
+    return _both_scores(fill, out, name, title=title, xlabel="Stage-1 iterations")
 
 
 def over_people(tables: "Mapping[int, pd.DataFrame]", out: Path, name: str) -> Picture:
     """Both scores over the number of people in Stage 1, a line for every checkpoint."""
+
+    def fill(ax: "Axes", metric: str) -> None:
+        for place, n in enumerate((250, 375, 625)):
+            cells = [(float(np.log2(c / 50)), table, CellKey("meta_lora", 1, n)) for c, table in tables.items()]
+            mark = {"color": look.colour("meta_lora"), "alpha": 0.45 + 0.25 * place, "label": f"{n} iterations"}
+            _bars(ax, cells, metric, shift=0.03 * (place - 1), marker=look.rival_mark(place + 1), **mark)
+        ax.set_xticks(range(len(tables)), [str(count) for count in tables])
+
+    return _both_scores(fill, out, name, title="Equal Stage-1 iterations", xlabel="people in Stage 1")
+
+
+def _both_scores(fill: "Callable[[Axes, str], None]", out: Path, name: str, *, title: str, xlabel: str) -> Picture:
+    """R-FaceSim and CLIP-T beside each other over the same thing."""
     from matplotlib.figure import Figure
 
     with look.style():
         figure = Figure(figsize=(7.6, 3.4))
-        for ax, metric in zip(figure.subplots(1, 2), NAMES, strict=True):
-            for place, n in enumerate((250, 375, 625)):
-                cells = [(float(np.log2(c / 50)), table, CellKey("meta_lora", 1, n)) for c, table in tables.items()]
-                mark = {"color": look.colour("meta_lora"), "alpha": 0.45 + 0.25 * place, "label": f"{n} iterations"}
-                _bars(ax, cells, metric, shift=0.03 * (place - 1), marker=look.rival_mark(place + 1), **mark)
-            ax.set_xticks(range(len(tables)), [str(count) for count in tables])
-            ax.set_xlabel("people in Stage 1")
+        axes = figure.subplots(1, 2)
+        for ax, metric in zip(axes, NAMES, strict=True):
+            fill(ax, metric)
+            ax.set_xlabel(xlabel)
             ax.set_ylabel(NAMES[metric])
-        ax.legend()
-        figure.suptitle(f"Equal Stage-1 iterations: {WORLD}", x=0.01, ha="left")
+        axes[-1].legend()
+        figure.suptitle(f"{title}: {WORLD}", x=0.01, ha="left")
         figure.tight_layout()
         return look.save(figure, out, name, vector="pdf", dpi=150)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.tradeoff import choose, store
-from experiments.tradeoff.protocol import METHODS, RUNS, SEEDS, SLOW, Run
+from experiments.tradeoff.protocol import METHODS, RUNS, SEEDS, SLOW
 from metalora.core.errors import UserError
 from metalora.evaluation.curves import CellKey, cell_keys
 from metalora.evaluation.score_table import BASE, PHOTO_METHODS
@@ -104,11 +104,6 @@ def curve(scores: "pd.DataFrame", method: str, *, rank: int = 1) -> list[CellKey
 def from_base(scores: "pd.DataFrame", method: str, *, rank: int = 1) -> list[CellKey]:
     """The same with the untouched base before them: where every method is at iteration 0."""
     return [CellKey(BASE, 0, 0), *curve(scores, method, rank=rank)]
-
-
-def runs_of(question: str) -> list[Run]:
-    """The runs whose names begin so."""
-    return [run for run in RUNS if run.name.startswith(question)]
 
 
 def _stacked(tables: "Sequence[pd.DataFrame]") -> "pd.DataFrame":

@@ -57,7 +57,7 @@ def make_prior(run: Run, class_noun: str) -> Path:
     if not prior.random:
         return path
     control = path.with_name("random.safetensors")
-    make_control(path, "random", control)
+    make_control(path, f"random-{run.seed}", control)
     return control
 
 

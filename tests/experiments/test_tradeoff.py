@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from experiments.tradeoff import plot, protocol, run, store
 from experiments.tradeoff.choose import common_rate, own_rate
+from experiments.tradeoff.control import control
 from experiments.tradeoff.evidence import Evidence
 from experiments.tradeoff.identify import identified, nearest
 from experiments.tradeoff.protocol import RUNS, Prior, Run
@@ -146,6 +148,17 @@ def test_an_effect_that_is_not_there_is_not_claimed(results, tmp_path) -> None:
     assert answers["a"][1]["holds"] is False  # 375 iterations do not do what 625 do
     assert answers["d"][-1]["holds"] is not True
     assert "Not run yet." in (tmp_path / "tradeoff.md").read_text()
+
+
+def test_a_random_control_has_the_norm_and_a_draw_of_its_seed() -> None:
+    learned = torch.arange(12.0).view(3, 4)
+    drawn = [control(learned, change=f"random-{seed}", layer="a") for seed in (0, 1)]
+    for one in drawn:
+        torch.testing.assert_close(one.norm(), learned.norm())
+    assert not torch.allclose(*drawn)
+    assert torch.equal(drawn[1], control(learned, change="random-1", layer="a"))
+    assert not torch.allclose(drawn[0], control(learned, change="random-0", layer="b"))
+    torch.testing.assert_close(control(learned, change="0.5", layer="a"), learned / 2)
 
 
 def test_runs_of_another_world_are_refused(results) -> None:

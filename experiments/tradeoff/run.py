@@ -41,8 +41,10 @@ def rate_of(run: Run, results: Path) -> float:
 
 def is_there_already(run: Run, results: Path) -> bool:
     """Whether a method's own rate is one that it was run at anyway."""
+    if run.rate != "own":
+        return False
     there = (common_rate(results),) if run.methods == ("lora",) else (common_rate(results), SLOW)
-    return run.rate == "own" and rate_of(run, results) in there
+    return rate_of(run, results) in there
 
 
 def make_prior(run: Run, class_noun: str) -> Path:

@@ -113,6 +113,11 @@ def test_runs_at_a_rate_that_is_run_anyway_are_left_out(results) -> None:
     assert not run.is_there_already(RUNS[0], results)
 
 
+def test_the_first_run_needs_no_other(tmp_path) -> None:
+    assert run.rate_of(RUNS[0], tmp_path) == 5e-4
+    assert not run.is_there_already(RUNS[0], tmp_path)
+
+
 def test_a_command_says_all_that_the_protocol_fixes(tmp_path) -> None:
     one = next(r for r in RUNS if r.name == "rank16-s2")
     words = run.words_of(one, rate=5e-3, priors={"man": tmp_path / "m"})

@@ -52,20 +52,32 @@ class Evidence:
         """LoRA + aug and Meta-LoRA at the lower rate."""
         return self._joined([f"slow-s{seed}" for seed in SEEDS])
 
-    @cached_property
-    def own(self) -> "pd.DataFrame":
-        """Every method at the rate that is best for it, wherever it was run at that rate."""
-        common, tables = self.rates[choose.CHOOSING], []
-        for method, rate in self.rates.items():
-            if rate == common:
-                source = self.common
-            elif rate == SLOW and method != "lora":
-                source = self.slow
-            else:
-                source = self._joined([f"own-{method}-s{seed}" for seed in SEEDS])
+    def own(self, *methods: str) -> "pd.DataFrame":
+        """Methods each at the rate that is best for it, wherever it was run at that rate.
+
+        Raises:
+            UserError: one has not been run at that rate.
+        """
+        tables = []
+        for method in methods:
+            source = self._at_own_rate(method)
             tables.append(source[(source["method"] == method) & (source["rank"] == 1)])
         tables.append(self.common[self.common["method"].isin((BASE, *PHOTO_METHODS))])
         return _stacked(tables)
+
+    def has_own(self, *methods: str) -> bool:
+        """Whether all of them were run at their own rates."""
+        return all(self._shared(method) is not None or self.has(f"own-{method}-") for method in methods)
+
+    def _at_own_rate(self, method: str) -> "pd.DataFrame":
+        shared = self._shared(method)
+        return self._joined([f"own-{method}-s{seed}" for seed in SEEDS]) if shared is None else shared
+
+    def _shared(self, method: str) -> "pd.DataFrame | None":
+        """The table of a rate that all are run at, when that is a method's own rate."""
+        if self.rates[method] == self.rates[choose.CHOOSING]:
+            return self.common
+        return self.slow if self.rates[method] == SLOW and method != "lora" else None
 
     @cached_property
     def rates(self) -> dict[str, float]:

@@ -17,18 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from metalora.miniworld import vocabulary
+from metalora.miniworld.build.alone import Alone
 from metalora.miniworld.build.data import Corpus, generator
-from metalora.miniworld.build.loop import (
-    Plan,
-    fast_autocast,
-    module_tensors,
-    optimizer_tensors,
-    read_checkpoint,
-    restore_module,
-    restore_optimizer,
-    run_steps,
-    write_checkpoint,
-)
+from metalora.miniworld.build.loop import Plan, fast_autocast, read_checkpoint, restore_module
 from metalora.miniworld.build.models import TEXT_LENGTH, clip_config
 from metalora.miniworld.build.traits import NEUTRAL, trait_prompts
 from metalora.miniworld.build.wordlist import make_tokenizer
@@ -160,19 +151,13 @@ def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool =
     Returns:
         Steps, samples and seconds of the training.
     """
-    checkpoint = state / "clip.safetensors"
     model, tokenizer = make_clip(seed=recipe.seed), make_tokenizer()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), foreach=True)
-    start, seconds = 0, 0.0
-    if checkpoint.is_file():
-        tensors, notes = read_checkpoint(checkpoint)
-        restore_module(model, tensors, "model.")
-        restore_optimizer(optimizer, tensors, "optimizer.")
-        start, seconds = notes["step"], notes["seconds"]
-    batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=start)
+    training = Alone(model, optimizer, plan=recipe.plan, rate=recipe.rate, checkpoint=state / "clip.safetensors")
+    batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=training.start)
     boxes = corpus.table[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
     codes, nouns, shots = trait_codes(corpus), corpus.table.class_noun.to_list(), corpus.table["shot"].to_list()
     traits = trait_prompts()
@@ -187,8 +172,6 @@ def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool =
     model.train()
 
     def one_step(step: int) -> Mapping[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * recipe.plan.rate(step)
         rng = generator(recipe.seed, "step", step)
         size, drawn = next(batches)
         positions, heads = drawn[recipe.heads :], drawn[: recipe.heads]
@@ -221,31 +204,12 @@ def train_clip(corpus: Corpus, *, recipe: ClipRecipe, state: Path, quiet: bool =
                 {trait: named[trait][torch.from_numpy(heads)] for trait in HEAD_TRAITS},
             )
         loss = matching_loss(logits, torch.from_numpy(truth).float()) + recipe.traits * (naming + naming_heads)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
+        training.descend(loss, step=step)
         best = logits.detach().argmax(0)
         right = torch.from_numpy(truth)[best, torch.arange(len(best))].float().mean().item()
         return {"loss": loss.item(), "naming": naming.item(), "heads": naming_heads.item(), "right": right}
 
-    def save(step: int, spent: float) -> None:
-        tensors = module_tensors(model, "model.") | optimizer_tensors(optimizer, "optimizer.")
-        write_checkpoint(checkpoint, tensors, notes={"step": step, "seconds": spent})
-
-    if start < recipe.plan.steps:
-        seconds = run_steps(
-            name="mini-CLIP",
-            plan=recipe.plan,
-            start=start,
-            one_step=one_step,
-            save=save,
-            seconds_before=seconds,
-            log=state / "clip.jsonl",
-            batch=recipe.batch,
-            quiet=quiet,
-        )
-    return {"steps": recipe.plan.steps, "samples": recipe.plan.steps * recipe.batch, "seconds": round(seconds, 1)}
+    return training.run(one_step, name="mini-CLIP", batch=recipe.batch, quiet=quiet)
 
 
 def trained_clip(*, recipe: ClipRecipe, state: Path) -> torch.nn.Module:

@@ -15,18 +15,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from metalora.core.errors import UserError
+from metalora.miniworld.build.alone import Alone
 from metalora.miniworld.build.data import Corpus
-from metalora.miniworld.build.loop import (
-    Plan,
-    fast_autocast,
-    module_tensors,
-    optimizer_tensors,
-    read_checkpoint,
-    restore_module,
-    restore_optimizer,
-    run_steps,
-    write_checkpoint,
-)
+from metalora.miniworld.build.loop import Plan, fast_autocast, read_checkpoint, restore_module
 
 
 @dataclass(frozen=True)
@@ -91,24 +82,16 @@ def train_decoder(
         wanted = (len(images), vae.config.latent_channels, height // 4, width // 4)
         if got != wanted:
             raise UserError("latents of other pictures", expected=str(wanted), got=str(got), key=f"latents.{size}")
-    checkpoint = state / "decoder.safetensors"
     decoder = copy.deepcopy(vae.decoder).train()
     optimizer = torch.optim.AdamW(
         decoder.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.01, foreach=True
     )
-    start, seconds = 0, 0.0
-    if checkpoint.is_file():
-        tensors, notes = read_checkpoint(checkpoint)
-        restore_module(decoder, tensors, "model.")
-        restore_optimizer(optimizer, tensors, "optimizer.")
-        start, seconds = notes["step"], notes["seconds"]
-    batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=start)
+    training = Alone(decoder, optimizer, plan=recipe.plan, rate=recipe.rate, checkpoint=state / "decoder.safetensors")
+    batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=training.start)
     rows = corpus.table.row.to_numpy()
     boxes = corpus.table[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
 
     def one_step(step: int) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * recipe.plan.rate(step)
         size, positions = next(batches)
         target = corpus.pixels(size, positions)
         z = latents[size][torch.from_numpy(rows[positions])].float()
@@ -118,10 +101,7 @@ def train_decoder(
         with fast_autocast():
             made = decoder(z / vae.config.scaling_factor + vae.config.shift_factor).float()
         loss = decoder_loss(made, target, weights, edges=recipe.edges)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0, foreach=True)
-        optimizer.step()
+        training.descend(loss, step=step)
         error = (made.detach() - target).square()
         inside = (error * weights).mean()
         return {
@@ -130,23 +110,7 @@ def train_decoder(
             "psnr_weighted": -10 * torch.log10(inside / 4).item(),
         }
 
-    def save(step: int, spent: float) -> None:
-        tensors = module_tensors(decoder, "model.") | optimizer_tensors(optimizer, "optimizer.")
-        write_checkpoint(checkpoint, tensors, notes={"step": step, "seconds": spent})
-
-    if start < recipe.plan.steps:
-        seconds = run_steps(
-            name="decoder",
-            plan=recipe.plan,
-            start=start,
-            one_step=one_step,
-            save=save,
-            seconds_before=seconds,
-            log=state / "decoder.jsonl",
-            batch=recipe.batch,
-            quiet=quiet,
-        )
-    return {"steps": recipe.plan.steps, "samples": recipe.plan.steps * recipe.batch, "seconds": round(seconds, 1)}
+    return training.run(one_step, name="decoder", batch=recipe.batch, quiet=quiet)
 
 
 def with_trained_decoder(vae: AutoencoderKL, *, state: Path) -> AutoencoderKL:

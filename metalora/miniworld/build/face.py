@@ -16,18 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metalora.core.face_net import FACE_SIZE, FaceResNet
+from metalora.miniworld.build.alone import Alone
 from metalora.miniworld.build.data import Corpus, generator
-from metalora.miniworld.build.loop import (
-    Plan,
-    fast_autocast,
-    module_tensors,
-    optimizer_tensors,
-    read_checkpoint,
-    restore_module,
-    restore_optimizer,
-    run_steps,
-    write_checkpoint,
-)
+from metalora.miniworld.build.loop import Plan, fast_autocast, read_checkpoint, restore_module
 
 CROP_MARGIN = 1.15
 """Side of the square crop over the longer side of the face box."""
@@ -162,7 +153,6 @@ def train_face(corpora: list[Corpus], *, recipe: FaceRecipe, state: Path, quiet:
     Returns:
         Steps, samples and seconds of the training.
     """
-    checkpoint = state / "face.safetensors"
     faces = _Faces(corpora, recipe=recipe)
     torch.manual_seed(recipe.seed)
     model = FaceResNet(**recipe.network())
@@ -174,51 +164,31 @@ def train_face(corpora: list[Corpus], *, recipe: FaceRecipe, state: Path, quiet:
         {"params": [*vectors, centres], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.rate, foreach=True)
-    start, seconds = 0, 0.0
-    if checkpoint.is_file():
-        tensors, notes = read_checkpoint(checkpoint)
-        restore_module(model, tensors, "model.")
-        restore_optimizer(optimizer, tensors, "optimizer.")
-        centres.data.copy_(tensors["centres"])
-        start, seconds = notes["step"], notes["seconds"]
+    training = Alone(
+        model,
+        optimizer,
+        plan=recipe.plan,
+        rate=recipe.rate,
+        checkpoint=state / "face.safetensors",
+        clip=5.0,
+        beside={"centres": centres},
+    )
     model.train()
 
     def one_step(step: int) -> Mapping[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * recipe.plan.rate(step)
         crops, labels = faces.batch(step)
         with fast_autocast():
             features = model.features(crops)
         # The margin grows over the first quarter: from a random start a full one only pushes apart.
         margin = recipe.margin * min(1.0, step / max(1, recipe.plan.steps // 4))
         loss = cosface_loss(features.float(), centres, labels, margin=margin, scale=recipe.scale)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*model.parameters(), centres], 5.0, foreach=True)
-        optimizer.step()
+        training.descend(loss, step=step)
         with torch.no_grad():
             cosines = functional.normalize(features.float(), dim=-1) @ functional.normalize(centres, dim=-1).T
             right = (cosines.argmax(1) == labels).float().mean().item()
         return {"loss": loss.item(), "right": right}
 
-    def save(step: int, spent: float) -> None:
-        tensors = module_tensors(model, "model.") | optimizer_tensors(optimizer, "optimizer.")
-        tensors["centres"] = centres.detach().clone()
-        write_checkpoint(checkpoint, tensors, notes={"step": step, "seconds": spent})
-
-    if start < recipe.plan.steps:
-        seconds = run_steps(
-            name="face embedder",
-            plan=recipe.plan,
-            start=start,
-            one_step=one_step,
-            save=save,
-            seconds_before=seconds,
-            log=state / "face.jsonl",
-            batch=recipe.batch,
-            quiet=quiet,
-        )
-    return {"steps": recipe.plan.steps, "samples": recipe.plan.steps * recipe.batch, "seconds": round(seconds, 1)}
+    return training.run(one_step, name="face embedder", batch=recipe.batch, quiet=quiet)
 
 
 def load_face(directory: Path) -> FaceResNet:

@@ -11,18 +11,9 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from metalora.miniworld.build.alone import Alone
 from metalora.miniworld.build.data import Corpus, torch_generator
-from metalora.miniworld.build.loop import (
-    Plan,
-    fast_autocast,
-    module_tensors,
-    optimizer_tensors,
-    read_checkpoint,
-    restore_module,
-    restore_optimizer,
-    run_steps,
-    write_checkpoint,
-)
+from metalora.miniworld.build.loop import Plan, fast_autocast, read_checkpoint, restore_module
 from metalora.miniworld.build.models import make_vae
 
 
@@ -60,22 +51,14 @@ def train_vae(corpus: Corpus, *, recipe: VaeRecipe, state: Path, quiet: bool = F
     Returns:
         Steps, samples and seconds of the training.
     """
-    checkpoint = state / "vae.safetensors"
     model = make_vae(widths=recipe.widths, seed=recipe.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.01, foreach=True
     )
-    start, seconds = 0, 0.0
-    if checkpoint.is_file():
-        tensors, notes = read_checkpoint(checkpoint)
-        restore_module(model, tensors, "model.")
-        restore_optimizer(optimizer, tensors, "optimizer.")
-        start, seconds = notes["step"], notes["seconds"]
-    batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=start)
+    training = Alone(model, optimizer, plan=recipe.plan, rate=recipe.rate, checkpoint=state / "vae.safetensors")
+    batches = corpus.batches(batch=recipe.batch, seed=recipe.seed, start=training.start)
 
     def one_step(step: int) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * recipe.plan.rate(step)
         x_BCHW = corpus.pixels(*next(batches))
         with fast_autocast():
             moments = model.encode(x_BCHW).latent_dist
@@ -84,30 +67,11 @@ def train_vae(corpus: Corpus, *, recipe: VaeRecipe, state: Path, quiet: bool = F
             y_BCHW = model.decode(mean + torch.exp(0.5 * logvar) * noise).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = vae_loss(y_BCHW, x_BCHW, edges=recipe.edges)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + recipe.kl * kl).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
+        training.descend(loss + recipe.kl * kl, step=step)
         error = functional.mse_loss(y_BCHW.detach(), x_BCHW)
         return {"loss": loss.item(), "kl": kl.item(), "psnr": -10 * torch.log10(error / 4).item()}
 
-    def save(step: int, spent: float) -> None:
-        tensors = module_tensors(model, "model.") | optimizer_tensors(optimizer, "optimizer.")
-        write_checkpoint(checkpoint, tensors, notes={"step": step, "seconds": spent})
-
-    if start < recipe.plan.steps:
-        seconds = run_steps(
-            name="autoencoder",
-            plan=recipe.plan,
-            start=start,
-            one_step=one_step,
-            save=save,
-            seconds_before=seconds,
-            log=state / "vae.jsonl",
-            batch=recipe.batch,
-            quiet=quiet,
-        )
-    return {"steps": recipe.plan.steps, "samples": recipe.plan.steps * recipe.batch, "seconds": round(seconds, 1)}
+    return training.run(one_step, name="autoencoder", batch=recipe.batch, quiet=quiet)
 
 
 def trained_vae(corpus: Corpus, *, recipe: VaeRecipe, state: Path) -> AutoencoderKL:

@@ -98,9 +98,9 @@ def identification(evidence: Evidence) -> str:
 
 
 def cost(results: Path) -> str:
-    """Wall time of all runs that are there."""
+    """Wall time of all runs that are there; two runs of one core each go side by side."""
     lines = store.costs(results)
-    hours = sum(one["seconds"] for one in lines) / 3600
+    hours = sum(one["seconds"] * one.get("cores", 2) for one in lines) / 2 / 3600
     return f"{len(lines)} runs of at most {len(RUNS)}, {hours:.1f} hours of wall time on two cores."
 
 

@@ -60,6 +60,11 @@ class Run:
     iterations: tuple[int, ...] = CHECKPOINTS
     prior: Prior = Prior()
 
+    @property
+    def cells(self) -> int:
+        """Cells of a method and a class: how many cores it can use."""
+        return len(self.methods) * len(self.classes)
+
 
 def _runs() -> tuple[Run, ...]:
     rates = [
@@ -87,8 +92,8 @@ def _runs() -> tuple[Run, ...]:
             prior=Prior(meta_rank=rank, steps=steps),
         )
         for s in SEEDS[:2]
-        for rank in (8, 16, 32, 64)
         for steps in (250, 500, 1000)
+        for rank in (8, 16, 32, 64)
     ]
     return (*rates, *main, *slow, *random, *high, *own, *people, *middle, *widths)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,23 @@ def do(run: Run, results: Path) -> None:
         "learning_rate": rate,
         "stage1_seconds": round(stage1, 1),
         "seconds": round(time.monotonic() - began, 1),
+        "cores": min(2, run.cells),
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": _hardware(),
         "versions": _versions(),
         "world": world(),
     }
     store.write_run(run.name, scores_of(run), cost, results=results)
+
+
+def do_if_missing(run: Run, results: Path) -> None:
+    """Do a run unless its scores are there, or it is one that is not needed."""
+    if store.scores_path(run.name, results=results).is_file():
+        print(f"there: {run.name}")
+    elif is_there_already(run, results):
+        print(f"not needed: {run.name}, its rate is one that all are run at")
+    else:
+        do(run, results)
 
 
 @cache
@@ -161,7 +173,7 @@ def _versions() -> dict[str, str]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Every run that is missing."""
+    """Every run that is missing, one after another; those of one cell, which use one core, two at a time."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     if strange := [word for word in words if "=" not in word or word.split("=")[0] not in ("only", "results")]:
         raise UserError("unknown option", expected="[only=PART] [results=DIR]", got=strange[0])
@@ -170,13 +182,10 @@ def main(words: Sequence[str]) -> None:
     chosen = [run for run in RUNS if run.name.startswith(given.get("only", ""))]
     if not chosen:
         raise UserError("no run of that name", expected="the beginning of a run's name", got=given["only"], key="only")
-    for run in chosen:
-        if store.scores_path(run.name, results=results).is_file():
-            print(f"there: {run.name}")
-        elif is_there_already(run, results):
-            print(f"not needed: {run.name}, its rate is one that all are run at")
-        else:
-            do(run, results)
+    for alone, runs in groupby(chosen, key=lambda run: run.cells == 1):
+        with ThreadPoolExecutor(2 if alone else 1) as pool:
+            for _ in pool.map(lambda run: do_if_missing(run, results), runs):
+                pass
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ figure, so nothing has to be drawn again to look at the results.
 """
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ _WHOLE = ("rank", "iterations", "seed", "test_photos", "reference_faces")
 SCORES = ("clip_t", "clip_i", "face_found", "face_sim", "r_face_sim", "copy_paste", "identified")
 """`identified`: 1 where the nearest of all people of the benchmark is the right one, 0 where it is not or there is no
 face, NaN where faces are not scored."""
+_ONE_WRITES = threading.Lock()
+"""Two runs may end at once; runs.jsonl is read and written whole."""
 
 
 def scores_path(name: str, *, results: Path = RESULTS) -> Path:
@@ -35,9 +38,10 @@ def write_run(name: str, frame: "pd.DataFrame", cost: dict[str, Any], *, results
     Raises:
         UserError: the runs that are there were made with other weights of the mini world.
     """
-    check_world(cost["world"], results=results)
-    lines = [json.dumps(line) for line in costs(results) if line["name"] != name]
-    write_bytes(results / "runs.jsonl", ("\n".join([*lines, json.dumps({"name": name, **cost})]) + "\n").encode())
+    with _ONE_WRITES:
+        check_world(cost["world"], results=results)
+        lines = [json.dumps(line) for line in costs(results) if line["name"] != name]
+        write_bytes(results / "runs.jsonl", ("\n".join([*lines, json.dumps({"name": name, **cost})]) + "\n").encode())
     kept = frame[[*_TEXTS, *_WHOLE, *SCORES]].astype(dict.fromkeys(_TEXTS, "category"))
     kept = kept.astype(dict.fromkeys(_WHOLE, "int32") | dict.fromkeys(SCORES, "float32"))
     with atomic_path(scores_path(name, results=results)) as temporary:

@@ -1,6 +1,7 @@
 """The trade-off study: its protocol, what is kept of a run, and answers that follow made-up scores."""
 
 import json
+import threading
 
 import numpy as np
 import pandas as pd
@@ -118,6 +119,21 @@ def test_the_first_run_needs_no_other(tmp_path) -> None:
     assert not run.is_there_already(RUNS[0], tmp_path)
 
 
+def test_runs_of_one_cell_go_two_at_a_time_and_none_is_lost(tmp_path, monkeypatch) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def do(one, folder) -> None:
+        both.wait()  # never passed by one alone
+        store.write_run(one.name, scores_of(one), WORLD, results=folder)
+
+    monkeypatch.setattr(run, "do", do)
+    monkeypatch.setattr(run, "world", lambda: "made up")
+    run.main(["only=r1-0", f"results={tmp_path}"])
+    wanted = [one.name for one in RUNS if one.name.startswith("r1-0")]
+    assert sorted(line["name"] for line in store.costs(tmp_path)) == sorted(wanted)
+    assert all(store.scores_path(name, results=tmp_path).is_file() for name in wanted)
+
+
 def test_a_command_says_all_that_the_protocol_fixes(tmp_path) -> None:
     one = next(r for r in RUNS if r.name == "rank16-s2")
     words = run.words_of(one, rate=5e-3, priors={"man": tmp_path / "m"})
@@ -189,6 +205,12 @@ def test_what_is_kept_of_a_run_says_the_same(results) -> None:
     np.testing.assert_allclose(after["r_face_sim"], before["r_face_sim"], atol=1e-6)
     assert list(after["identity"]) == list(before["identity"])
     assert next(line["name"] for line in store.costs(results)) == one.name
+
+
+def test_time_of_runs_side_by_side_counts_once(tmp_path) -> None:
+    lines = [{"name": str(n), "seconds": 3600.0, "cores": n, "world": "w"} for n in (1, 2)]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "1.5 hours" in plot.cost(tmp_path)
 
 
 def test_the_frontier_is_the_best_at_no_lower_clip_t() -> None:

@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # The test suite runs one process per core, each with one thread.
 RECORDED := METALORA_RESULTS=experiments/cluster/results
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Where this is set (many containers), every process compiles all that it imports again: 25 seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep test check format miniworld rival speed lock clean

@@ -86,7 +86,7 @@ def test_recipes_keep_the_papers_ratios(backbone: str) -> None:
 
 def test_one_word_switches_the_world() -> None:
     mini, flux = composed("task=reproduce"), composed("task=reproduce", "backbone=flux_dev")
-    assert (mini.learning_rate, flux.learning_rate) == (5e-3, 4e-4)
+    assert (mini.learning_rate, flux.learning_rate) == (2e-3, 4e-4)
     assert flux.stage1.q_bucket == 2500
     assert flux.benchmark.name == "meta_phd"
     assert flux.sampling.steps == 30

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,10 @@ def metalora(*words: str, cwd: str | None = None) -> subprocess.CompletedProcess
     )
 
 
-def test_help_answers_at_once_and_without_torch() -> None:
-    started = time.monotonic()
+def test_help_answers_without_torch() -> None:
     found = metalora("--help")
     assert found.returncode == 0
     assert all(name in found.stdout for name in task_names())
-    assert time.monotonic() - started < 5  # a heavy import would take longer even on a busy machine
     code = "import sys, metalora.cli; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'wandb', 'lightning')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

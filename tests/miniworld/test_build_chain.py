@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -300,10 +299,15 @@ def _tensors(path: Path) -> dict[str, bytes]:
     return {name: value.contiguous().numpy().tobytes() for name, value in read_checkpoint(path)[0].items()}
 
 
-def train_flux_here(state: Path, steps: int) -> None:
+def train_flux_here(state: Path, steps: int, *, dies_at: int = 0) -> None:
     torch.set_num_threads(1)
     recipe = replace(FLUX, plan=Plan(steps=steps, checkpoint_seconds=0.0))
-    train_flux(_flux_data(), vocabulary=100, recipe=recipe, state=state, quiet=True)
+
+    def saved(step: int) -> None:
+        if step == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_flux(_flux_data(), vocabulary=100, recipe=recipe, state=state, quiet=True, at_checkpoint=saved)
 
 
 def test_a_killed_base_training_ends_with_the_same_file(tmp_path: Path) -> None:
@@ -311,16 +315,13 @@ def test_a_killed_base_training_ends_with_the_same_file(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     train_flux_here(tmp_path / "whole", 12)
     code = "import sys; from pathlib import Path; from tests.miniworld.test_build_chain import train_flux_here as train"
-    code += "; train(Path(sys.argv[1]), 12)"
+    code += "; train(Path(sys.argv[1]), 12, dies_at=5)"
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment, cwd=root)
+    command = [sys.executable, "-c", code, str(tmp_path / "killed")]
+    assert subprocess.run(command, env=environment, cwd=root, check=False).returncode == -signal.SIGKILL
     checkpoint = tmp_path / "killed" / "flux.safetensors"
-    while not checkpoint.is_file() and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert read_checkpoint(checkpoint)[1]["step"] < 12
+    assert read_checkpoint(checkpoint)[1]["step"] == 5
     train_flux_here(tmp_path / "killed", 12)
     assert _tensors(tmp_path / "whole" / "flux.safetensors") == _tensors(checkpoint)
 

@@ -78,7 +78,10 @@ class Command:
         """Wait for something to be so while the command runs."""
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.text}"
+            if self.process.poll() is not None:
+                self._reader.join(timeout=5)
+                assert condition(), f"it ended with {self.process.returncode}: {self.text}"
+                return
             assert time.monotonic() < end, f"waited too long: {self.text[-2000:]}"
             time.sleep(0.05)
 

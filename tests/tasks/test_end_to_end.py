@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +80,9 @@ def test_reproduce_ends_with_a_report_of_every_cell(outputs: Path) -> None:
 
 def test_a_second_run_is_served_from_what_is_there(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = outputs / "reproduce" / "report" / "index.html"
-    before, drawn, started = made(outputs), page.stat().st_mtime_ns, time.monotonic()
+    before, drawn = made(outputs), page.stat().st_mtime_ns
     main(["reproduce", "experiment=mini/reproduce", *SMALL])
     assert made(outputs) == before
-    assert time.monotonic() - started < 60
     served = capsys.readouterr().out
     assert page.stat().st_mtime_ns == drawn  # not even the report is drawn again
     (page.parent / "made.json").unlink()

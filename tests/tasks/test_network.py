@@ -154,7 +154,7 @@ def test_no_server_stops_or_slows_a_run(
         (line[0], line[1]): float(line[2]) for line in words if line[1] in ("opened", "trained", "listens", "ended")
     }
     assert found["online", "listens"] == found["offline", "listens"] == 1, text
-    longest = PROBE_SECONDS + INIT_SECONDS + TEARDOWN_SECONDS
+    longest = PROBE_SECONDS + init + TEARDOWN_SECONDS
     assert found["online", "opened"] < longest + found["offline", "opened"] + SPARE, text
     plain = max(found["first", "trained"], found["csv", "trained"])
     assert found["online", "trained"] < 2 * plain + 5, text  # a wait of 0.3 s per row would be seen

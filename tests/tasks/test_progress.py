@@ -22,7 +22,8 @@ class Terminal:
         self._person, program = open_terminal()
         self.stream = os.fdopen(program, "w")
         self._parts = bytearray()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         while True:
@@ -32,8 +33,9 @@ class Terminal:
                 return
 
     def raw(self) -> str:
-        self.stream.flush()
-        time.sleep(0.5)
+        """Everything that was written; closes it."""
+        self.stream.close()
+        self._reader.join(60)
         return bytes(self._parts).decode()
 
 
@@ -48,7 +50,7 @@ def work(board: Board) -> None:
     board.finish("lora")
     board.update("lora", "Stage 2, lora rank 1, 16 people", 99, 100)  # a late word from a worker
     notice("a line from below")
-    time.sleep(0.4)
+    time.sleep(1.5)  # several refreshes
 
 
 def test_a_terminal_gets_one_live_view(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,16 @@ STAGE1: dict[str, Any] = {
     "learning_rate": 1e-2,
     "seed": 0,
     "log_every": 1,
+    "checkpoint_seconds": 1e9,  # a slow machine saves no more often than a fast one
 }
-STAGE2: dict[str, Any] = {"rank": 2, "meta_rank": None, "learning_rate": 1e-2, "seed": 0, "log_every": 1}
+STAGE2: dict[str, Any] = {
+    "rank": 2,
+    "meta_rank": None,
+    "learning_rate": 1e-2,
+    "seed": 0,
+    "log_every": 1,
+    "checkpoint_seconds": 1e9,
+}
 
 
 def make_people(count: int, *, prefix: str = "p") -> list[TrainingPerson]:

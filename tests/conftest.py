@@ -1,5 +1,7 @@
-"""Fixtures that several test modules share: a complete but tiny random FLUX on disk."""
+"""Fixtures that several test modules share: a complete but tiny random FLUX on disk, the mini world's benchmark."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,19 @@ def tiny_flux_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_backbone(tiny_flux_dir: Path) -> DiffusersBackbone:
     """A fresh backbone around `tiny_flux_dir`; images of 16 or 24 px are enough."""
     return load_flux(tiny_flux_dir, name="tiny", max_text_tokens=TEXT_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def mini_phd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mini-PHD's photos, rendered once for all processes of the suite; to be copied, not to be changed."""
+    from metalora.miniworld.phd import write_mini_phd
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "mini_phd"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_mini_phd(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from metalora.cli import one_line, quoted
+from metalora.cli import main, one_line, quoted
 from metalora.configuration import conf_dir, general_help, read_keys, summary, task_help, task_names
 
 
@@ -61,12 +61,21 @@ def _task_file(name: str) -> Path:
         (("study", "serve", "study=nowhere.sqlite"), "there is no study nowhere.sqlite"),
     ],
 )
-def test_bad_words_end_in_one_line_and_status_2(words: tuple[str, ...], told: str) -> None:
-    found = metalora(*words)
-    assert found.returncode == 2, found.stderr
-    assert told in found.stderr
-    assert len(found.stderr.strip().splitlines()) == 1, found.stderr
-    assert "Traceback" not in found.stderr
+def test_bad_words_end_in_one_line_and_status_2(
+    words: tuple[str, ...], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    stderr = capfd.readouterr().err
+    assert stop.value.code == 2, stderr
+    assert told in stderr
+    assert len(stderr.strip().splitlines()) == 1, stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_whole_process_ends_so() -> None:
+    found = metalora("reproduce", "colour=red")
+    assert found.returncode == 2 and len(found.stderr.strip().splitlines()) == 1, found.stderr
 
 
 def test_a_second_word_is_an_action_only_where_there_are_actions() -> None:

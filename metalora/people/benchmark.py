@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metalora.core.errors import UserError
+from metalora.core.plain_yaml import read_yaml
 from metalora.people.folder import (
     IDENTITIES_FILE,
     SkippedFile,
@@ -239,7 +240,7 @@ def load_prompts(path: Path, *, key: str = "benchmark.prompts") -> PromptSets:
 
     expected = "prompts: a list of {id, kind, text}"
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
         items = content["prompts"]
         entries = tuple((_prompt(item), item.get("class_noun")) for item in items)
     except OSError as error:

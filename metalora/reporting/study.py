@@ -7,6 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from metalora.core.metrics import PairedDifference, StepsToMatch
+from metalora.core.plain_yaml import read_yaml
 from metalora.evaluation import curves
 from metalora.evaluation.curves import Bounds, Cell, CellKey
 from metalora.evaluation.score_table import BASE, PHOTO_METHODS
@@ -162,6 +163,4 @@ def _counts(rows: "pd.DataFrame") -> dict[str, Any]:
 
 def paper_reference() -> dict[str, Any]:
     """The paper's own numbers (`metalora/data/paper_reference.yaml`)."""
-    import yaml
-
-    return yaml.safe_load((resources.files("metalora") / "data" / "paper_reference.yaml").read_text(encoding="utf-8"))
+    return read_yaml((resources.files("metalora") / "data" / "paper_reference.yaml").read_text(encoding="utf-8"))

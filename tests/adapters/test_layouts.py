@@ -221,5 +221,7 @@ def assert_updates(modules: dict[str, Any], lora: LoraFile, adapter: str, *, fac
     """PEFT's weight updates do to a random vector what the LoRA's do, times a factor."""
     for name, down_SI in lora.down.items():
         probe_I = torch.randn(down_SI.shape[1], generator=torch.Generator().manual_seed(0))
-        got_O = modules[name].get_delta_weight(adapter) @ probe_I
+        layer = modules[name]
+        inner_R = layer.lora_A[adapter].weight @ probe_I
+        got_O = layer.scaling[adapter] * (layer.lora_B[adapter].weight @ inner_R)
         torch.testing.assert_close(got_O, factor * (lora.up[name] @ (down_SI @ probe_I)), rtol=1e-4, atol=1e-3)

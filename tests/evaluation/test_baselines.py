@@ -211,22 +211,23 @@ DRAWN_AT = {"pulid": ""}
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder a baseline has drawn, red and blue and the base; a process each, once."""
-    there: dict[str, Path] = {}
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
+    """What a baseline has drawn: red, blue and the base (PhotoMaker is asked for nobody too); a process each, once."""
+    there: dict[str, Outcome] = {}
 
-    def of(name: str) -> Path:
+    def of(name: str) -> Outcome:
         if name not in there:
-            there[name] = tmp_path_factory.mktemp(name)
-            assert drawn(name, place, there[name]).skipped is None
+            people = ("red", "blue", "nobody") if name == "photomaker_sdxl" else ("red", "blue")
+            there[name] = drawn(name, place, tmp_path_factory.mktemp(name), people=people)
+            assert there[name].skipped is None
         return there[name]
 
     return of
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_baselines_whole_path(name: str, finished: Callable[[str], Path]) -> None:
-    out = finished(name)
+def test_a_baselines_whole_path(name: str, finished: Callable[[str], Outcome]) -> None:
+    out = finished(name).images
     records = read_manifest(out)
     assert [record.method for record in records] == [name] * 4 + ["base"] * 2
     side = 32 if name == "pulid" else 40
@@ -241,7 +242,7 @@ def test_a_baselines_whole_path(name: str, finished: Callable[[str], Path]) -> N
     assert np.abs(red - pixels(out, "red", 1)).max() > 2  # and so does the seed
 
 
-def test_the_base_is_untouched_by_the_method(place: Path, finished: Callable[[str], Path]) -> None:
+def test_the_base_is_untouched_by_the_method(place: Path, finished: Callable[[str], Outcome]) -> None:
     """The same pictures as stock diffusers makes, though people were drawn just before."""
     from diffusers import StableDiffusionXLPipeline
 
@@ -249,12 +250,14 @@ def test_the_base_is_untouched_by_the_method(place: Path, finished: Callable[[st
     pipe = sdxl.load(StableDiffusionXLPipeline, settings)
     for seed in (0, 1):
         expected = pipe(prompt="a photo of a man on beach", **sdxl.common(settings, {"seed": seed})).images[0]
-        found = pixels(finished("instantid_sdxl"), "base", seed)
+        found = pixels(finished("instantid_sdxl").images, "base", seed)
         assert np.abs(np.asarray(sdxl.finished(expected, settings), dtype=np.int16) - found).max() <= 1
 
 
-def test_a_cut_run_continues_with_what_is_missing(place: Path, finished: Callable[[str], Path], tmp_path: Path) -> None:
-    whole, out = finished("pulid"), tmp_path / "cut"
+def test_a_cut_run_continues_with_what_is_missing(
+    place: Path, finished: Callable[[str], Outcome], tmp_path: Path
+) -> None:
+    whole, out = finished("pulid").images, tmp_path / "cut"
     shutil.copytree(whole, out)
     lines = (whole / "manifest.jsonl").read_text().splitlines()
     (out / "manifest.jsonl").write_text("\n".join(lines[:2]) + '\n{"file": "images/ba')
@@ -305,12 +308,11 @@ def test_no_environment_is_a_skip_and_a_failure_is_none(place: Path, tmp_path: P
         launch("dreambooth", python=None, **more)
 
 
-def test_a_photo_without_a_face_is_left_out_and_told(place: Path, tmp_path: Path) -> None:
-    outcome = drawn("photomaker_sdxl", place, tmp_path, people=("nobody", "red"))
-    assert outcome.skipped is None
+def test_a_photo_without_a_face_is_left_out_and_told(place: Path, finished: Callable[[str], Outcome]) -> None:
+    outcome = finished("photomaker_sdxl")
     why = f"the method finds no face in {place / 'nobody.png'}"
     assert outcome.left_out == tuple(f"images/nobody/p-{seed}.png: {why}" for seed in (0, 1))
-    assert {record.identity for record in read_manifest(tmp_path)} == {"red", "base"}
+    assert {record.identity for record in read_manifest(outcome.images)} == {"red", "blue", "base"}
 
 
 SOMETIMES = """

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,9 +156,10 @@ SMALL = ("resolutions=[64]", "iterations=[1,2]", "sampling.steps=1", "trainer.th
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def outputs(mini_phd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A named person, personalized, drawn and scored with `logger=wandb`, without and with leave to send grids."""
     folder = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(mini_phd, folder / "data" / "mini_phd")
     os.environ |= {"METALORA_OUTPUTS": str(folder)}
     few = ["benchmark=mini", "people.count=2", "people.photos=2", "protocol.several_photo_people=1"]
     few += ["protocol.single_photo_people=1", "protocol.frontal_prompts=1", "protocol.clip_prompts=1"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,8 +34,9 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def outputs(mini_phd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(mini_phd, folder / "data" / "mini_phd")
     os.environ["METALORA_OUTPUTS"] = str(folder)
     yield folder
     del os.environ["METALORA_OUTPUTS"]

@@ -17,6 +17,7 @@ def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dic
     controlnet_path = needed(weights["controlnet"], "InstantID's IdentityNet (ControlNetModel), weights.controlnet")
     adapter = needed(weights["adapter"], "InstantID's ip-adapter.bin, weights.adapter")
     faces_root = needed(weights["faces"], "the folder that has insightface's models/antelopev2, weights.faces")
+    sdxl.check(settings)
     import torch
     from diffusers.models import ControlNetModel
     from insightface.app import FaceAnalysis

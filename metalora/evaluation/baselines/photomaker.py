@@ -17,6 +17,7 @@ def build(settings: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Any, dic
     """The pipeline with the V2 adapter and insightface."""
     sdxl.on_path(settings["code"], settings["repository"])
     adapter = needed(settings["weights"]["adapter"], "photomaker-v2.bin, weights.adapter")
+    sdxl.check(settings)
     import torch
     from photomaker import FaceAnalysis2, PhotoMakerStableDiffusionXLPipeline, analyze_faces
 

@@ -8,6 +8,19 @@ from typing import Any
 from metalora.evaluation.baselines.process import Missing, NoFace, needed
 
 
+def check(settings: dict[str, Any]) -> None:
+    """Look for the base model and SDXL-Lightning's U-Net: said at once, not after all that a method imports.
+
+    Raises:
+        Missing: one of them is not there.
+    """
+    base = settings["weights"]["base"]
+    if base and Path(base).is_absolute():  # another name may be one of the hub's
+        needed(base, f"SDXL, weights.base={base}")
+    if settings["lightning"]:
+        needed(settings["weights"]["unet"], "SDXL-Lightning's U-Net, weights.unet")
+
+
 def load(kind: Any, settings: dict[str, Any], **parts: Any) -> Any:
     """An SDXL pipeline of a class, with SDXL-Lightning's U-Net where `weights.unet` names one, and Euler's scheduler.
 
@@ -16,7 +29,7 @@ def load(kind: Any, settings: dict[str, Any], **parts: Any) -> Any:
         parts: modules that the class needs beside SDXL's.
 
     Raises:
-        Missing: the base model or the U-Net is not there.
+        Missing: the base model is not there (or see `check`).
     """
     import torch
     from diffusers import EulerDiscreteScheduler
@@ -30,8 +43,7 @@ def load(kind: Any, settings: dict[str, Any], **parts: Any) -> Any:
     if settings["lightning"]:
         from safetensors.torch import load_file
 
-        unet = needed(settings["weights"]["unet"], "SDXL-Lightning's U-Net, weights.unet")
-        pipe.unet.load_state_dict(load_file(str(unet)))
+        pipe.unet.load_state_dict(load_file(str(settings["weights"]["unet"])))
         pipe.unet.to(dtype)
     spacing = {"timestep_spacing": settings["timestep_spacing"]} if settings["timestep_spacing"] else {}
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, **spacing)

@@ -25,9 +25,10 @@ def sign_flip_p(differences_P: Sequence[Fraction | int]) -> float:
     chance = np.zeros(2 * reach + 1)
     chance[reach] = 1.0
     for step in steps:
-        chance = (
-            np.roll(chance, step) + np.roll(chance, -step)
-        ) / 2  # never reaches round: the ends are 0 till the last
+        flipped = np.zeros_like(chance)  # nothing falls over the ends: they are 0 till the last
+        flipped[step:] += chance[:-step]
+        flipped[:-step] += chance[step:]
+        chance = flipped / 2
     distance = abs(np.arange(-reach, reach + 1))
     return min(1.0, float(chance[distance >= abs(sum(whole))].sum()))
 

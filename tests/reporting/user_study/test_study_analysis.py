@@ -4,6 +4,7 @@ import csv
 import itertools
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from metalora.reporting.user_study.significance import holm, sign_flip_p
 from metalora.reporting.user_study.simulate import draw_choices, simulate
 from metalora.reporting.user_study.store import Store
 
+reference = cache(paper_reference)
+
 
 def papers_shares(table: int, column: str) -> np.ndarray:
-    rows = {row["method"]: row[column] for row in paper_reference()["user_study"][f"table_{table}"]["rows"]}
+    rows = {row["method"]: row[column] for row in reference()["user_study"][f"table_{table}"]["rows"]}
     models = METHODS if table == 1 else ("pulid", "meta_lora")
     return np.array([rows[model] for model in models]) / 100
 

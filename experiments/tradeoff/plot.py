@@ -11,14 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.shown import Claim, Shown, points
-from experiments.tradeoff import choose, store
+from experiments.tradeoff import choose, recognition, store
 from experiments.tradeoff.evidence import Evidence
 from experiments.tradeoff.protocol import METHODS, RATES, RUNS, TARGET
 from experiments.tradeoff.questions import QUESTIONS
-from metalora.core import metrics
 from metalora.core.atomic import write_bytes, write_json
 from metalora.core.errors import UserError
-from metalora.evaluation.curves import BOTH, CellKey, cell, cell_keys, person_means, rows_of
+from metalora.evaluation.curves import BOTH, CellKey, cell
 from metalora.reporting import look
 from metalora.reporting.tables import Table, as_text
 
@@ -36,7 +35,7 @@ def main(words: Sequence[str]) -> None:
     if evidence.has("rate-"):
         parts.append(_fenced(rates_table(results)))
     if evidence.has("rank01-"):
-        parts.append(identification(evidence))
+        parts.append(recognition.said(results))
     for question in QUESTIONS:
         title = f"## ({question.letter}) {question.text}"
         if not evidence.has(*question.runs):
@@ -79,22 +78,6 @@ def rates_table(results: Path) -> Table:
     rows.append(("base", f"{points(base['r_face_sim'].mean)} / {points(base['clip_t'].mean)}", "", ""))
     title = f"R-FaceSim / CLIP-T on validation people, {TARGET} iterations, rank 1; * is a method's own rate"
     return Table(title, ("rate", *(look.label(method) for method in METHODS)), tuple(rows))
-
-
-def identification(evidence: Evidence) -> str:
-    """How often the people are recognised where they are recognised best, of all cells at the common rate."""
-    scores = evidence.common
-    keys = [key for key in cell_keys(scores) if key.rank > 0]
-    people = sorted(set(rows_of(scores, keys[0], class_noun=BOTH)["identity"]))
-
-    def found(key: CellKey) -> metrics.Interval:
-        return metrics.bootstrap(person_means(rows_of(scores, key, class_noun=BOTH), "identified", among=people))
-
-    best, key = max(((found(key), key) for key in keys), key=lambda one: one[0].mean)
-    where = f"{look.label(key.method)}, rank {key.rank}, {key.iterations} iterations"
-    share = f"{points(best.mean)}% (95%: {points(best.low)} to {points(best.high)})"
-    said = f"{share} of frontal pictures at the best cell ({where})"
-    return f"The right one of {len(people)} people is recognised in {said}; a face that is not found counts as wrong."
 
 
 def cost(results: Path) -> str:

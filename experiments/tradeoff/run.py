@@ -23,7 +23,8 @@ from experiments.shown import outputs
 from experiments.tradeoff import store
 from experiments.tradeoff.choose import common_rate, own_rate
 from experiments.tradeoff.control import main as make_control
-from experiments.tradeoff.protocol import CLIP_PROMPTS, FRONTAL_PROMPTS, RUNS, SLOW, Run
+from experiments.tradeoff.protocol import CLIP_PROMPTS, FRONTAL_PROMPTS, RUNS, SLOW, TEST, Run
+from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 
 PRIORS = "tradeoff-priors"
@@ -100,20 +101,45 @@ def _gallery_setting(benchmark: str) -> Any:
         return Setting.of(compose("config", overrides=words))
 
 
-def scores_of(run: Run) -> Any:
-    """A finished run's table of scores, with whom each face was taken for."""
-    from experiments.shown import study_of
-    from experiments.tradeoff.identify import identified
+def _people_and_embeddings(run: Run) -> tuple[Any, Any]:
+    """Everybody in a run's gallery, and what embeds their faces."""
     from metalora.evaluation.embeddings import Embeddings
     from metalora.people.benchmark import load_benchmark
     from metalora.tasks.evaluate import scorers_of
 
     setting = _gallery_setting(run.benchmark)
-    frame = study_of([outputs() / f"tradeoff-{run.name}"]).scores
     embeddings = Embeddings(scorers_of(setting), root=setting.cache_root / "scores", batch_size=64)
-    subjects = load_benchmark(Path(setting["benchmark.root"])).subjects
-    generated = frame["rank"] > 0
-    return frame.assign(identified=identified(frame.loc[generated], subjects, embeddings).reindex(frame.index))
+    return load_benchmark(Path(setting["benchmark.root"])).subjects, embeddings
+
+
+def _generated(run: Run) -> Any:
+    from experiments.shown import study_of
+
+    frame = study_of([outputs() / f"tradeoff-{run.name}"]).scores
+    return frame, frame["rank"] > 0
+
+
+def scores_of(run: Run) -> Any:
+    """A finished run's table of scores, with whom each face was taken for."""
+    from experiments.tradeoff.identify import identified
+
+    frame, generated = _generated(run)
+    found = identified(frame.loc[generated], *_people_and_embeddings(run))
+    return frame.assign(identified=found.reindex(frame.index))
+
+
+def keep_people(run: Run, results: Path) -> None:
+    """Keep who is recognised by all pictures together, and once how photos are, where a run's pictures are there."""
+    from experiments.tradeoff.identify import recognised, recognised_photos
+
+    folder = outputs() / f"tradeoff-{run.name}" / "evaluate"
+    if run.benchmark != TEST or store.people_path(run.name, results=results).is_file() or not folder.is_dir():
+        return
+    subjects, embeddings = _people_and_embeddings(run)
+    if not (results / store.GALLERY).is_file():
+        write_json(results / store.GALLERY, recognised_photos(subjects, embeddings))
+    frame, generated = _generated(run)
+    store.write_people(run.name, recognised(frame.loc[generated], subjects, embeddings), results=results)
 
 
 def do(run: Run, results: Path) -> None:
@@ -139,12 +165,14 @@ def do(run: Run, results: Path) -> None:
         "world": world(),
     }
     store.write_run(run.name, scores_of(run), cost, results=results)
+    keep_people(run, results)
 
 
 def do_if_missing(run: Run, results: Path) -> None:
     """Do a run unless its scores are there, or it is one that is not needed."""
     if store.scores_path(run.name, results=results).is_file():
         print(f"there: {run.name}")
+        keep_people(run, results)
     elif is_there_already(run, results):
         print(f"not needed: {run.name}, its rate is one that all are run at")
     else:

@@ -1,4 +1,5 @@
-"""What is kept of a run: a small score table in results/scores, and a line of its cost in results/runs.jsonl.
+"""What is kept of a run: a small score table in results/scores, a line of its cost in results/runs.jsonl, and in
+results/people who is recognised by all pictures of a cell together.
 
 Tables have one row per image, without what can be said once: no file, no prompt, no base. That is enough for every
 figure, so nothing has to be drawn again to look at the results.
@@ -23,6 +24,8 @@ _WHOLE = ("rank", "iterations", "seed", "test_photos", "reference_faces")
 SCORES = ("clip_t", "clip_i", "face_found", "face_sim", "r_face_sim", "copy_paste", "identified")
 """`identified`: 1 where the nearest of all people of the benchmark is the right one, 0 where it is not or there is no
 face, NaN where faces are not scored."""
+GALLERY = "gallery.json"
+"""How the photos themselves are recognised: the bound of what pictures can reach."""
 _ONE_WRITES = threading.Lock()
 """Two runs may end at once; runs.jsonl is read and written whole."""
 
@@ -30,6 +33,17 @@ _ONE_WRITES = threading.Lock()
 def scores_path(name: str, *, results: Path = RESULTS) -> Path:
     """Where a run's scores are kept."""
     return results / "scores" / f"{name}.parquet"
+
+
+def people_path(name: str, *, results: Path = RESULTS) -> Path:
+    """Where is kept who of a run is recognised."""
+    return results / "people" / f"{name}.parquet"
+
+
+def write_people(name: str, frame: "pd.DataFrame", *, results: Path = RESULTS) -> None:
+    """Keep who of a run is recognised (`identify.recognised`)."""
+    with atomic_path(people_path(name, results=results)) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd")
 
 
 def write_run(name: str, frame: "pd.DataFrame", cost: dict[str, Any], *, results: Path = RESULTS) -> None:

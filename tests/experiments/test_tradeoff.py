@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.tradeoff import plot, protocol, run, store
+from experiments.tradeoff import plot, protocol, recognition, run, store
 from experiments.tradeoff.choose import common_rate, own_rate
 from experiments.tradeoff.control import control
 from experiments.tradeoff.evidence import Evidence
-from experiments.tradeoff.identify import identified, nearest
+from experiments.tradeoff.identify import identified, nearest, recognised, recognised_photos
 from experiments.tradeoff.protocol import RUNS, Prior, Run
 from experiments.tradeoff.questions import QUESTIONS
 from metalora.core.errors import UserError
@@ -20,7 +20,7 @@ from metalora.evaluation.curves import CellKey
 from metalora.evaluation.frontier import best_at, frontier, frontier_area
 from metalora.people.benchmark import Subject
 
-WORLD = {"world": "made up", "seconds": 1.0, "command": "none"}
+WORLD = {"world": "made up", "seconds": 1.0, "command": "none", "learning_rate": 1e-3}
 PEOPLE = 12
 
 
@@ -236,6 +236,37 @@ def test_the_area_between_frontiers_is_the_shift_between_them(results) -> None:
     assert band.high.max() > band.low.max()
 
 
+def test_an_unseen_photo_does_not_recognise_itself(tmp_path) -> None:
+    names = ("a0", "a1", "a2", "a3", "b0", "b1", "b2")
+    files = {name: tmp_path / name for name in names}
+    for path in files.values():
+        path.write_bytes(path.name.encode())
+    e = np.eye(4, dtype=np.float32)
+    vectors = dict(zip(names, (e[0], e[0], e[0], e[3] + 0.1 * e[1], e[1], e[1], None), strict=True))
+    subjects = [
+        Subject("a", "man", files["a0"], (files["a1"], files["a2"], files["a3"]), "unsplash"),
+        Subject("b", "man", files["b0"], (files["b1"], files["b2"]), "unsplash"),
+    ]
+    found = recognised_photos(subjects, _Faces(vectors))
+    # a3 looks like nobody but itself; b2 shows no face, and without b1 nobody would know b.
+    assert found == {"people": 2, "reference_photo": 1.0, "unseen_photo": 0.5, "unseen_photos": 4}
+
+
+def test_the_best_cell_is_found_over_rates_and_says_its_interval(tmp_path) -> None:
+    for name, rate, right in (("rank01-s0", 1e-3, 0.5), ("own-meta_lora-s0", 5e-3, 0.75), ("random-s0", 1e-3, 1.0)):
+        one = next(r for r in RUNS if r.name == name)
+        scores = scores_of(one)
+        scores["identified"] = scores["identified"] * 0 + [float(k % 4 < 4 * right) for k in range(len(scores))]
+        store.write_run(name, scores, WORLD | {"learning_rate": rate}, results=tmp_path)
+        rows = [("meta_lora", 1, 625, 0, f"p{k}", "man", 5, 5, int(k < 20 * right)) for k in range(20)]
+        names = ["method", "rank", "iterations", "seed", "identity", "class_noun", "pictures", "faces", "recognised"]
+        store.write_people(name, pd.DataFrame(rows, columns=names), results=tmp_path)
+    text = recognition.said(tmp_path)
+    assert "of people are (best cell: Meta-LoRA, rank 1, 0.005, 625 iterations)" in text
+    assert "seed's 5 frontal pictures 75.0% (95%: " in text
+    assert "100.0%" not in text  # a control is no method
+
+
 class _Faces:
     """Embeddings by file name."""
 
@@ -261,6 +292,12 @@ def test_a_face_is_taken_for_the_nearest_of_all(tmp_path) -> None:
     found = identified(frame, subjects, _Faces(vectors))
     np.testing.assert_array_equal(found.to_numpy(), [1.0, 0.0, 0.0, np.nan])
     assert nearest([e[2] + 0.1 * e[1], None], ["a", "b"], e[:2]) == ["b", None]
+    frame = frame.assign(method="lora", rank=1, iterations=9, seed=[0, 0, 1, 0], class_noun="man")
+    together = recognised(frame, subjects, _Faces(vectors | {"y": e[1] / 2}))  # the mean of a and half a b is an a
+    assert together[["identity", "seed", "pictures", "faces", "recognised"]].to_numpy().tolist() == [
+        ["a", 0, 2, 2, 1],
+        ["a", 1, 1, 0, 0],
+    ]
     subjects[1] = Subject("b", "man", files["y"], (files["a2"],), "unsplash")
     with pytest.raises(UserError, match="no unseen photo"):
         identified(frame, subjects, _Faces(vectors))

@@ -155,8 +155,11 @@ def random_down(evidence: Evidence, out: Path) -> Shown:
     for method in ("lora_aug", "meta_lora", RANDOM):
         rows += [(look.label(method), *_cell_texts(scores, key)) for key in curve(scores, method)]
     table = Table("What Stage 1 learned, rank 1, common rate", ("method", *CELL_HEADER), tuple(rows))
+    beside = frontier_area(scores, from_base(scores, RANDOM), from_base(scores, "lora_aug"))
+    gaps = (("learned - random", _gap(area)), ("random - LoRA+aug (not of the protocol)", _gap(beside)))
+    areas = Table("Area between frontiers", ("which", "R-FaceSim"), gaps)
     methods = ("lora_aug", "meta_lora", RANDOM)
-    return Shown((table,), (draw.against({"common rate": scores}, methods, out, "d_random"),), tuple(claims))
+    return Shown((table, areas), (draw.against({"common rate": scores}, methods, out, "d_random"),), tuple(claims))
 
 
 def widths(evidence: Evidence, out: Path) -> Shown:

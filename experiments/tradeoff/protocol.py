@@ -12,7 +12,7 @@ SEEDS = (0, 1, 2)
 """Each has a Stage 1, a Stage 2 and noise of its own."""
 RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 SLOW = 1e-3
-"""A second rate that all methods share, where a LoRA learns slowly."""
+"""A second rate, for LoRA + aug and Meta-LoRA, where a LoRA learns slowly."""
 CHECKPOINTS = (250, 375, 500, 625)
 TARGET = 625
 """LoRA + aug's iterations whose R-FaceSim is to be matched."""

@@ -3,7 +3,7 @@
 A question whose runs are not all there is left out and said so. Legend: K people.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +13,14 @@ import numpy as np
 from experiments.shown import Claim, Shown, interval, points, told, verdict
 from experiments.tradeoff import draw
 from experiments.tradeoff.evidence import RANDOM, Evidence, curve, from_base
-from experiments.tradeoff.protocol import SLOW, TARGET
+from experiments.tradeoff.protocol import SEEDS, SLOW, TARGET
 from metalora.core import metrics
 from metalora.core.metrics import PairedDifference
 from metalora.evaluation.curves import BOTH, CellKey, compare, person_means, rows_of, steps_to_match
 from metalora.evaluation.frontier import FrontierGap, frontier_area
+from metalora.evaluation.score_table import PHOTO_METHODS
 from metalora.reporting import look
-from metalora.reporting.tables import NONE, Table
+from metalora.reporting.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,15 +62,77 @@ def meta_against_aug(evidence: Evidence, out: Path) -> Shown:
         )
         claims.append(_sooner(scores, name))
         area = frontier_area(scores, from_base(scores, "meta_lora"), from_base(scores, "lora_aug"))
+        text = f"Meta-LoRA's frontier lies above LoRA+aug's ({name})"
+        claims.append(Claim(text, _sign(area.low, area.high), f"by {_gap(area)} points of R-FaceSim"))
         for cells in zip(curve(scores, "meta_lora"), curve(scores, "lora_aug"), strict=True):
-            gaps = [compare(scores, *cells, metric=m) for m in ("r_face_sim", "clip_t")]
+            gaps = [compare(scores, *cells, metric=m) for m in GAPS]
             rows.append((name, str(cells[0].iterations), *(_gap(gap) for gap in gaps)))
-        rows.append((name, "area between frontiers", _gap(area), NONE))
-    header = ("rates", "iterations", "R-FaceSim: Meta-LoRA - LoRA+aug", "CLIP-T")
+    header = (
+        "rates",
+        "iterations",
+        "R-FaceSim: Meta-LoRA - LoRA+aug",
+        "CLIP-T",
+        "faces found",
+        "R-FaceSim of faces found",
+    )
     table = Table("Meta-LoRA against LoRA+aug, rank 1", header, tuple(rows))
+    seeds = _by_seed(settings, "meta_lora", "lora_aug")
+    areas = _areas(settings, "meta_lora", "lora_aug")
     drawn = {name: settings[name] for name in shared}
     picture = draw.against(drawn, ("lora_aug", "meta_lora"), out, "a_meta_against_aug")
-    return Shown((table,), (picture,), tuple(claims))
+    return Shown((table, seeds, areas), (picture,), tuple(claims))
+
+
+GAPS = ("r_face_sim", "clip_t", "face_found", "r_face_sim_detected")
+
+
+def _by_seed(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) -> Table:
+    """What one seed alone says: seeds are not resampled, so no interval knows how much they differ."""
+    rows = []
+    for name, scores in settings.items():
+        for seed in SEEDS:
+            own = scores[scores["seed"].eq(seed) | scores["method"].isin(PHOTO_METHODS)]
+            gap = compare(own, CellKey(method, 1, EARLY), CellKey(other, 1, EARLY), metric="r_face_sim")
+            match = steps_to_match(own, method=method, target=CellKey(other, 1, TARGET))
+            area = frontier_area(own, from_base(own, method), from_base(own, other))
+            at = f"not within {TARGET}"
+            if match is not None and match.matched is not None:
+                at = ("at most " if match.matched == match.first_checkpoint else "") + f"{match.matched:.0f}"
+            rows.append((name, str(seed), points(gap.mean, sign=True), at, points(area.mean, sign=True)))
+    header = (
+        "rates",
+        "seed",
+        f"R-FaceSim at {EARLY}",
+        f"is {look.label(other)}'s {TARGET} at",
+        "area between frontiers",
+    )
+    return Table(f"{look.label(method)} - {look.label(other)}, each seed alone", header, tuple(rows))
+
+
+def _areas(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) -> Table:
+    """Areas with what they stand on: from the untouched base, and between cells that were measured."""
+    rows = []
+    for name, scores in settings.items():
+        area = frontier_area(scores, from_base(scores, method), from_base(scores, other))
+        highest = max(_interval(scores, key, "clip_t").mean for key in curve(scores, other))
+        low, high = area.clip_t
+        share = (high - max(low, min(high, highest))) / (high - low) if high > low else 0.0
+        cells = frontier_area(scores, curve(scores, method), curve(scores, other))
+        if cells.clip_t[1] <= cells.clip_t[0]:
+            measured = "no CLIP-T that both have"
+        elif np.isfinite(cells.high):
+            measured = _gap(cells)
+        else:  # in some resamples there is none that both have
+            measured = f"{points(cells.mean, sign=True)} ({points(cells.low, sign=True)} and more)"
+        where = f"{points(low)} to {points(high)}"
+        rows.append((name, _gap(area), where, f"{100 * share:.0f}%", measured))
+    said = f"of it between the base and {look.label(other)}'s first cell"
+    header = ("rates", "area from the base", "CLIP-T", said, "between cells alone")
+    title = (
+        f"Area between the frontiers, {look.label(method)} - {look.label(other)}; the base's CLIP-T is a mean over 12"
+        " pictures a seed, which the interval does not know"
+    )
+    return Table(title, header, tuple(rows))
 
 
 def _sooner(scores: "pd.DataFrame", setting: str) -> Claim:
@@ -97,25 +160,37 @@ def aug_against_lora(evidence: Evidence, out: Path) -> Shown:
     """(b) crops against the whole photo, and why."""
     scores = evidence.common
     pair = CellKey("lora_aug", 1, TARGET), CellKey("lora", 1, TARGET)
-    claims = [
-        _higher(scores, *pair, metric=metric, claim=f"LoRA+aug has the higher {name} at {TARGET} iterations")
-        for metric, name in (("r_face_sim", "R-FaceSim"), ("clip_t", "CLIP-T"))
-    ]
+    settings = {"common rate": scores}
     if evidence.rates["lora"] != evidence.rates["lora_aug"] and evidence.has_own("lora", "lora_aug"):
-        text = f"LoRA+aug has the higher R-FaceSim at {TARGET} iterations, each at its own rate"
-        claims.append(_higher(evidence.own("lora", "lora_aug"), *pair, metric="r_face_sim", claim=text))
-    for metric, name in (("copy_paste", "copy-paste score"), ("face_found", "share of faces found")):
-        text = f"LoRA copies the photo more: its {name} is {'higher' if metric == 'copy_paste' else 'lower'}"
-        ends = (pair[1], pair[0]) if metric == "copy_paste" else pair
-        claims.append(_higher(scores, *ends, metric=metric, claim=text))
-    rows = tuple(
-        (look.label(method), *_cell_texts(scores, key))
-        for method in ("lora", "lora_aug")
-        for key in curve(scores, method)
-    )
-    table = Table("LoRA on the whole photo and on its crops, rank 1, common rate", ("method", *CELL_HEADER), rows)
-    picture = draw.against({"common rate": scores}, ("lora", "lora_aug"), out, "b_aug_against_lora")
-    return Shown((table,), (picture,), tuple(claims))
+        settings["each at its own rate"] = evidence.own("lora", "lora_aug")
+    claims, rows = [], []
+    for name, table in settings.items():
+        claims += [
+            _higher(table, *pair, metric="r_face_sim", claim=f"LoRA+aug has the higher R-FaceSim ({name})"),
+            _higher(table, *pair, metric="clip_t", claim=f"LoRA+aug has the higher CLIP-T ({name})"),
+            _higher(table, *pair, metric="face_found", claim=f"in LoRA's pictures fewer faces are found ({name})"),
+            _higher(
+                table,
+                *pair,
+                metric="r_face_sim_detected",
+                claim=f"LoRA+aug has the higher R-FaceSim where a face is found ({name}; not of the protocol)",
+            ),
+            _higher(
+                table,
+                *reversed(pair),
+                metric="copy_paste",
+                claim=f"LoRA copies its photo more: the copy-paste score of faces found is higher ({name})",
+            ),
+        ]
+        rows += [
+            (name, look.label(method), *_cell_texts(table, key))
+            for method in ("lora", "lora_aug")
+            for key in curve(table, method)
+        ]
+    title = f"LoRA on the whole photo and on its crops, rank 1; the answers are of {TARGET} iterations"
+    shown = Table(title, ("rates", "method", *CELL_HEADER), tuple(rows))
+    picture = draw.against(settings, ("lora", "lora_aug"), out, "b_aug_against_lora")
+    return Shown((shown,), (picture,), tuple(claims))
 
 
 def ranks(evidence: Evidence, out: Path) -> Shown:
@@ -158,8 +233,11 @@ def random_down(evidence: Evidence, out: Path) -> Shown:
     beside = frontier_area(scores, from_base(scores, RANDOM), from_base(scores, "lora_aug"))
     gaps = (("learned - random", _gap(area)), ("random - LoRA+aug (not of the protocol)", _gap(beside)))
     areas = Table("Area between frontiers", ("which", "R-FaceSim"), gaps)
+    seeds = _by_seed({"common rate": scores}, "meta_lora", RANDOM)
     methods = ("lora_aug", "meta_lora", RANDOM)
-    return Shown((table, areas), (draw.against({"common rate": scores}, methods, out, "d_random"),), tuple(claims))
+    return Shown(
+        (table, areas, seeds), (draw.against({"common rate": scores}, methods, out, "d_random"),), tuple(claims)
+    )
 
 
 def widths(evidence: Evidence, out: Path) -> Shown:
@@ -184,7 +262,8 @@ def widths(evidence: Evidence, out: Path) -> Shown:
     text = f"a longer Stage 1 is better ({lengths[-1]} against {lengths[0]} iterations, mean of all r1)"
     claims.append(Claim(text, verdict(gap), f"by {told(gap)}"))
     header = ("r1", "Stage 1", "R-FaceSim at 250", "CLIP-T", f"at {EARLY}", "CLIP-T")
-    table = Table("Width of Meta-Down and length of Stage 1, women, two seeds", header, tuple(rows))
+    title = "Width of Meta-Down and length of Stage 1, women, two seeds; 250, 500, 1,000 iterations hold 120, 260, 600"
+    table = Table(f"{title} that train Meta-Down, on 20, 60, 100 people", header, tuple(rows))
     return Shown((table,), (draw.over_widths(tables, out, "e_widths", key=key),), tuple(claims))
 
 
@@ -202,7 +281,8 @@ def stage1_people(evidence: Evidence, out: Path) -> Shown:
             gap = _paired([tables[more]], [tables[fewer]], CellKey("meta_lora", 1, n), "r_face_sim")
             text = f"{more} people in Stage 1 are better than {fewer} (R-FaceSim at {n} iterations)"
             claims.append(Claim(text, verdict(gap), f"by {told(gap)}"))
-    table = Table("People in Stage 1, rank 1, common rate", ("people", *CELL_HEADER), tuple(rows))
+    title = "People in Stage 1, rank 1, common rate; 50, 100, 200 are 10, 20, 40 at a time, each with 20, 10, 5 uses"
+    table = Table(f"{title} of an image", ("people", *CELL_HEADER), tuple(rows))
     return Shown((table,), (draw.over_people(tables, out, "f_people"),), tuple(claims))
 
 

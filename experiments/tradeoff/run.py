@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from itertools import groupby
@@ -61,7 +62,8 @@ def make_prior(run: Run, class_noun: str) -> Path:
     if not prior.random:
         return path
     control = path.with_name("random.safetensors")
-    make_control(path, f"random-{run.seed}", control)
+    if not control.is_file():  # made again it would be another file to what was begun on it
+        make_control(path, f"random-{run.seed}", control)
     return control
 
 
@@ -144,6 +146,9 @@ def keep_people(run: Run, results: Path) -> None:
 
 def do(run: Run, results: Path) -> None:
     """Make the priors, run, and keep the scores."""
+    from metalora.adapters.artifacts import file_sha256
+    from metalora.tasks.artifact import git_revision
+
     began = time.monotonic()
     rate, priors = rate_of(run, results), {}
     if "meta_lora" in run.methods:
@@ -156,6 +161,8 @@ def do(run: Run, results: Path) -> None:
     cost = {
         "command": " ".join(["metalora", *(word for word in words if not word.startswith("priors."))]),
         "learning_rate": rate,
+        "git": git_revision(),
+        "prior": asdict(run.prior) | {noun: file_sha256(path) for noun, path in priors.items()} if priors else None,
         "stage1_seconds": round(stage1, 1),
         "seconds": round(time.monotonic() - began, 1),
         "cores": min(2, run.cells),

@@ -227,13 +227,14 @@ def steps_to_match(
     target_r_face_sim_K: np.ndarray,
     target_clip_t_K: np.ndarray,
     target_iterations: int,
+    same_people: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> StepsToMatch:
     """Iterations at which a curve first reaches a target cell's R-FaceSim, plainly and at no lower CLIP-T.
 
-    The two scores come from different people (R-FaceSim from those with several photos, CLIP-T from the others), so
-    their K differ and they are resampled apart; within a score, curve and target are resampled together.
+    Mostly the two scores come from different people (R-FaceSim from those with several photos, CLIP-T from the others),
+    so their K differ and they are resampled apart; within a score, curve and target are resampled together.
 
     Args:
         iterations_C: the curve's checkpoints, ascending.
@@ -242,6 +243,7 @@ def steps_to_match(
         target_r_face_sim_K: the target cell's R-FaceSim of the same identities.
         target_clip_t_K: the target cell's CLIP-T of the same identities.
         target_iterations: the target cell's iterations, for the ratio.
+        same_people: both scores are of the same people in the same order, who are resampled once.
     """
     checkpoints_C = np.asarray(iterations_C, dtype=np.float64)
 
@@ -251,7 +253,7 @@ def steps_to_match(
         return weighted_means(curve_CK, weights_SK), weighted_means(target_K, weights_SK)
 
     face = resampled(r_face_sim_CK, target_r_face_sim_K, seed)
-    clip = resampled(clip_t_CK, target_clip_t_K, seed + 1)
+    clip = resampled(clip_t_CK, target_clip_t_K, seed + (not same_people))
     plain_S, matched_S = first_reach(checkpoints_C, face), first_reach(checkpoints_C, face, clip)
 
     def interval(reach_S: np.ndarray) -> tuple[float, float]:

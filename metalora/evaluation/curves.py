@@ -183,14 +183,15 @@ def steps_to_match(
     curve = [key for key in tables if key.method == method]
     if not curve or target not in tables:
         return None
-    means = {}
+    means, known = {}, []
+    everybody = sorted(set.union(*(set(rows["identity"]) for rows in tables.values())))
     for metric in ("r_face_sim", "clip_t"):
-        everybody = sorted(set.union(*(set(rows["identity"]) for rows in tables.values())))
         of_cell = {key: _means(rows, metric, among=everybody) for key, rows in tables.items()}
         known_K = np.isfinite(np.stack(list(of_cell.values()))).all(axis=0)
         if not known_K.any():
             return None
         means[metric] = {key: values_K[known_K] for key, values_K in of_cell.items()}
+        known.append(known_K)
     return metrics.steps_to_match(
         [key.iterations for key in curve],
         r_face_sim_CK=np.stack([means["r_face_sim"][key] for key in curve]),
@@ -198,6 +199,7 @@ def steps_to_match(
         target_r_face_sim_K=means["r_face_sim"][target],
         target_clip_t_K=means["clip_t"][target],
         target_iterations=target.iterations,
+        same_people=bool((known[0] == known[1]).all()),
     )
 
 

@@ -158,6 +158,16 @@ def test_steps_to_match_interval_covers_the_people():
     assert high - low > 10
 
 
+def test_scores_of_the_same_people_are_resampled_together():
+    """Where CLIP-T is no lower for exactly those whose R-FaceSim is reached, it asks for nothing more."""
+    gain_CK = people([-0.2, -0.1, 0.1, 0.2], 16, 0) + np.random.default_rng(3).normal(0, 0.2, 16)
+    same = {"r_face_sim_CK": 0.5 + gain_CK, "clip_t_CK": 0.7 + gain_CK, "target_iterations": 625}
+    same |= {"target_r_face_sim_K": np.full(16, 0.5), "target_clip_t_K": np.full(16, 0.7)}
+    together, apart = (metrics.steps_to_match([250, 375, 500, 625], **same, same_people=it) for it in (True, False))
+    assert together.matched_interval == together.plain_interval == apart.plain_interval
+    assert apart.matched_share < together.matched_share
+
+
 def test_trend_follows_a_parabola_and_survives_few_points():
     x = np.linspace(0.7, 0.8, 6)
     fit = metrics.trend(x, 3 - 2 * x + 5 * x**2)

@@ -1,5 +1,6 @@
 """The trade-off study: its protocol, what is kept of a run, and answers that follow made-up scores."""
 
+import hashlib
 import json
 import threading
 
@@ -142,6 +143,27 @@ def test_a_command_says_all_that_the_protocol_fixes(tmp_path) -> None:
     assert expected <= set(words)
 
 
+def test_a_control_is_made_once_and_the_priors_are_told(tmp_path, monkeypatch) -> None:
+    """Written again it would be another file (its header has no order), and what was begun on it lost."""
+    made, told = [], []
+    prior = tmp_path / "prior.safetensors"
+    prior.write_bytes(b"learned")
+    monkeypatch.setattr(run, "make_control", lambda path, change, out: (made.append(change), out.write_bytes(b"drawn")))
+    monkeypatch.setattr(run, "metalora", lambda words, say: prior)
+    monkeypatch.setattr(run, "rate_of", lambda one, results: 1e-3)
+    monkeypatch.setattr(run, "scores_of", lambda one: None)
+    monkeypatch.setattr(run, "keep_people", lambda one, results: None)
+    monkeypatch.setattr(run, "world", lambda: "made up")
+    monkeypatch.setattr(store, "write_run", lambda name, frame, cost, results: told.append(cost))
+    one = next(r for r in RUNS if r.name == "random-s1")
+    for _ in range(2):
+        run.do(one, tmp_path)
+    assert made and set(made) == {"random-1"} and len(made) <= 2  # both classes are this one file here
+    sha256 = hashlib.sha256(b"drawn").hexdigest()
+    expected = {"meta_rank": 32, "people": 100, "steps": 1000, "random": True, "man": sha256, "woman": sha256}
+    assert told[0]["prior"] == told[1]["prior"] == expected
+
+
 def test_answers_follow_the_scores(results, tmp_path) -> None:
     plot.main([f"results={results}", f"out={tmp_path}"])
     answers = json.loads((tmp_path / "answers.json").read_text())
@@ -262,9 +284,14 @@ def test_the_best_cell_is_found_over_rates_and_says_its_interval(tmp_path) -> No
         names = ["method", "rank", "iterations", "seed", "identity", "class_noun", "pictures", "faces", "recognised"]
         store.write_people(name, pd.DataFrame(rows, columns=names), results=tmp_path)
     text = recognition.said(tmp_path)
-    assert "of people are (best cell: Meta-LoRA, rank 1, 0.005, 625 iterations)" in text
+    assert "of people are (best cell: Meta-LoRA, rank 1, 0.005, 625 iterations; " in text
     assert "seed's 5 frontal pictures 75.0% (95%: " in text
     assert "100.0%" not in text  # a control is no method
+    again = next(r for r in RUNS if r.name == "rank01-s1")
+    store.write_people(again.name, pd.DataFrame(rows, columns=names).assign(seed=1, recognised=0), results=tmp_path)
+    store.write_run(again.name, scores_of(again), WORLD | {"learning_rate": 1e-3}, results=tmp_path)
+    text = recognition.said(tmp_path)  # a cell of one seed does not win over those of two
+    assert "of people are (best cell: Meta-LoRA, rank 1, 0.001, 625 iterations; " in text
 
 
 class _Faces:

@@ -15,8 +15,8 @@ from metalora.evaluation.score_table import BASE, PHOTO_METHODS
 if TYPE_CHECKING:
     import pandas as pd
 
-RANDOM = "random_down"
-"""Meta-LoRA from Meta-Downs that have learned nothing."""
+RANDOM, SPECTRUM = "random_down", "spectrum_down"
+"""Meta-LoRA from Meta-Downs that have learned nothing: of the learned ones' norms, of their singular values."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,14 @@ class Evidence:
 
     @cached_property
     def common(self) -> "pd.DataFrame":
-        """All methods at the common rate: ranks 1 and, where they are there, 4 and 16, and the random Meta-Down."""
+        """All methods at the common rate: ranks 1 and, where they are there, 4 and 16, and the controls."""
         names = [run.name for run in RUNS if run.name.startswith(("rank01-", "rank04-", "rank16-"))]
         there = [name for name in names if store.scores_path(name, results=self.results).is_file()]
         tables = [self._joined([name for name in names if name in there or name.startswith("rank01-")])]
-        if self.has("random-"):
-            random = self._joined([f"random-s{seed}" for seed in SEEDS], {"meta_lora": RANDOM})
-            tables.append(random[random["method"] == RANDOM])
+        for beginning, name in (("random", RANDOM), ("spectrum", SPECTRUM)):
+            if self.has(f"{beginning}-"):
+                drawn = self._joined([f"{beginning}-s{seed}" for seed in SEEDS], {"meta_lora": name})
+                tables.append(drawn[drawn["method"] == name])
         return _stacked(tables)
 
     @cached_property

@@ -33,6 +33,8 @@ class Prior:
     steps: int = 1000
     random: bool = False
     """Meta-Downs of the learned ones' norms that have learned nothing."""
+    spectrum: bool = False
+    """The same with the learned ones' singular values, each class with a draw of its own."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -95,7 +97,8 @@ def _runs() -> tuple[Run, ...]:
         for steps in (250, 500, 1000)
         for rank in (8, 16, 32, 64)
     ]
-    return (*rates, *main, *slow, *random, *high, *own, *people, *middle, *widths)
+    spectrum = [Run(f"spectrum-s{s}", ("meta_lora",), "common", seed=s, prior=Prior(spectrum=True)) for s in SEEDS]
+    return (*rates, *main, *slow, *random, *high, *own, *people, *middle, *widths, *spectrum)
 
 
 RUNS = _runs()

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.shown import Claim, Shown, interval, points, told, verdict
 from experiments.tradeoff import draw
-from experiments.tradeoff.evidence import RANDOM, Evidence, curve, from_base
+from experiments.tradeoff.evidence import RANDOM, SPECTRUM, Evidence, curve, from_base
 from experiments.tradeoff.protocol import SEEDS, SLOW, TARGET
 from metalora.core import metrics
 from metalora.core.metrics import PairedDifference
@@ -227,17 +227,22 @@ def random_down(evidence: Evidence, out: Path) -> Shown:
     area = frontier_area(scores, from_base(scores, "meta_lora"), from_base(scores, RANDOM))
     text = "the learned Meta-Down's frontier lies above the random one's"
     claims.append(Claim(text, _sign(area.low, area.high), f"by {_gap(area)} points of R-FaceSim"))
-    for method in ("lora_aug", "meta_lora", RANDOM):
+    methods = ["lora_aug", "meta_lora", RANDOM]
+    if evidence.has("spectrum-"):
+        methods.append(SPECTRUM)
+        for n in (250, EARLY, TARGET):
+            text = f"... and than one of the same singular values in random directions, at {n} (not of the protocol)"
+            pair = CellKey("meta_lora", 1, n), CellKey(SPECTRUM, 1, n)
+            claims.append(_higher(scores, *pair, metric="r_face_sim", claim=text))
+    for method in methods:
         rows += [(look.label(method), *_cell_texts(scores, key)) for key in curve(scores, method)]
     table = Table("What Stage 1 learned, rank 1, common rate", ("method", *CELL_HEADER), tuple(rows))
     beside = frontier_area(scores, from_base(scores, RANDOM), from_base(scores, "lora_aug"))
     gaps = (("learned - random", _gap(area)), ("random - LoRA+aug (not of the protocol)", _gap(beside)))
     areas = Table("Area between frontiers", ("which", "R-FaceSim"), gaps)
     seeds = _by_seed({"common rate": scores}, "meta_lora", RANDOM)
-    methods = ("lora_aug", "meta_lora", RANDOM)
-    return Shown(
-        (table, areas, seeds), (draw.against({"common rate": scores}, methods, out, "d_random"),), tuple(claims)
-    )
+    picture = draw.against({"common rate": scores}, methods, out, "d_random")
+    return Shown((table, areas, seeds), (picture,), tuple(claims))
 
 
 def widths(evidence: Evidence, out: Path) -> Shown:

@@ -24,7 +24,7 @@ from experiments.shown import outputs
 from experiments.tradeoff import store
 from experiments.tradeoff.choose import common_rate, own_rate
 from experiments.tradeoff.control import main as make_control
-from experiments.tradeoff.protocol import CLIP_PROMPTS, FRONTAL_PROMPTS, RUNS, SLOW, TEST, Run
+from experiments.tradeoff.protocol import CLASSES, CLIP_PROMPTS, FRONTAL_PROMPTS, RUNS, SLOW, TEST, Run
 from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 
@@ -59,11 +59,12 @@ def make_prior(run: Run, class_noun: str) -> Path:
     last = metalora(words, say=say)
     assert last is not None
     path = last if prior.steps == 1000 else last.parent / f"prior-{prior.steps:06d}.safetensors"
-    if not prior.random:
+    if not prior.random and not prior.spectrum:
         return path
-    control = path.with_name("random.safetensors")
+    change = f"random-{run.seed}" if prior.random else f"spectrum-{2 * run.seed + CLASSES.index(class_noun)}"
+    control = path.with_name(f"{change.split('-')[0]}.safetensors")
     if not control.is_file():  # made again it would be another file to what was begun on it
-        make_control(path, f"random-{run.seed}", control)
+        make_control(path, change, control)
     return control
 
 

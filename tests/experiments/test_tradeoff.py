@@ -63,7 +63,7 @@ def scores_of(one: Run, *, faster: float = 2.0, random_loss: float = 0.1) -> pd.
             clip -= 0.05 if one.rate == 1e-2 else 0.0
             if method == "lora":
                 face, clip = face - 0.1, clip - (0.15 if one.rate != 5e-4 else 0)
-            if one.prior.random:
+            if one.prior.random or one.prior.spectrum:
                 face -= random_loss
             face += (
                 0.02 * np.log2(one.prior.people / 50) * (one.prior.people != 100) if one.prior.people != 100 else 0.02
@@ -160,8 +160,11 @@ def test_a_control_is_made_once_and_the_priors_are_told(tmp_path, monkeypatch) -
         run.do(one, tmp_path)
     assert made and set(made) == {"random-1"} and len(made) <= 2  # both classes are this one file here
     sha256 = hashlib.sha256(b"drawn").hexdigest()
-    expected = {"meta_rank": 32, "people": 100, "steps": 1000, "random": True, "man": sha256, "woman": sha256}
-    assert told[0]["prior"] == told[1]["prior"] == expected
+    expected = {"meta_rank": 32, "people": 100, "steps": 1000, "random": True, "spectrum": False}
+    assert told[0]["prior"] == told[1]["prior"] == expected | {"man": sha256, "woman": sha256}
+    made.clear()
+    run.do(next(r for r in RUNS if r.name == "spectrum-s1"), tmp_path)
+    assert made and set(made) <= {"spectrum-2", "spectrum-3"}  # a draw for each class and seed
 
 
 def test_answers_follow_the_scores(results, tmp_path) -> None:
@@ -206,6 +209,15 @@ def test_a_random_control_has_the_norm_and_a_draw_of_its_seed() -> None:
     assert torch.equal(drawn[1], control(learned, change="random-1", layer="a"))
     assert not torch.allclose(drawn[0], control(learned, change="random-0", layer="b"))
     torch.testing.assert_close(control(learned, change="0.5", layer="a"), learned / 2)
+
+
+def test_random_directions_keep_the_singular_values() -> None:
+    learned = torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ torch.eye(3, 5)
+    drawn = [control(learned, change=f"spectrum-{seed}", layer="a") for seed in (0, 1)]
+    for one in drawn:
+        torch.testing.assert_close(torch.linalg.svdvals(one), torch.tensor([3.0, 2.0, 1.0]))
+        assert not torch.allclose(one.abs(), learned, atol=0.2)
+    assert not torch.allclose(*drawn)
 
 
 def test_runs_of_another_world_are_refused(results) -> None:

@@ -49,8 +49,9 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outputs(mini_phd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(mini_phd, folder / "data" / "mini_phd")
     os.environ["METALORA_OUTPUTS"] = str(folder)
     main(["reproduce", "experiment=mini/reproduce", *SMALL])
     yield folder

@@ -48,7 +48,7 @@ def meta_against_aug(evidence: Evidence, out: Path) -> Shown:
     shared = tuple(settings)
     if own != common and evidence.has_own("lora_aug", "meta_lora"):
         settings[f"LoRA+aug at {common:g}, Meta-LoRA at {own:g}"] = evidence.own("lora_aug", "meta_lora")
-    rows, claims = [], []
+    rows, claims, areas = [], [], {}
     for name, scores in settings.items():
         ours, other = CellKey("meta_lora", 1, EARLY), CellKey("lora_aug", 1, EARLY)
         found = {m: compare(scores, ours, other, metric=m) for m in ("r_face_sim", "clip_t")}
@@ -61,7 +61,7 @@ def meta_against_aug(evidence: Evidence, out: Path) -> Shown:
             )
         )
         claims.append(_sooner(scores, name))
-        area = frontier_area(scores, from_base(scores, "meta_lora"), from_base(scores, "lora_aug"))
+        areas[name] = area = frontier_area(scores, from_base(scores, "meta_lora"), from_base(scores, "lora_aug"))
         text = f"Meta-LoRA's frontier lies above LoRA+aug's ({name})"
         claims.append(Claim(text, _sign(area.low, area.high), f"by {_gap(area)} points of R-FaceSim"))
         for cells in zip(curve(scores, "meta_lora"), curve(scores, "lora_aug"), strict=True):
@@ -77,10 +77,10 @@ def meta_against_aug(evidence: Evidence, out: Path) -> Shown:
     )
     table = Table("Meta-LoRA against LoRA+aug, rank 1", header, tuple(rows))
     seeds = _by_seed(settings, "meta_lora", "lora_aug")
-    areas = _areas(settings, "meta_lora", "lora_aug")
+    stand_on = _areas(settings, areas, "meta_lora", "lora_aug")
     drawn = {name: settings[name] for name in shared}
     picture = draw.against(drawn, ("lora_aug", "meta_lora"), out, "a_meta_against_aug")
-    return Shown((table, seeds, areas), (picture,), tuple(claims))
+    return Shown((table, seeds, stand_on), (picture,), tuple(claims))
 
 
 GAPS = ("r_face_sim", "clip_t", "face_found", "r_face_sim_detected")
@@ -109,11 +109,11 @@ def _by_seed(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) ->
     return Table(f"{look.label(method)} - {look.label(other)}, each seed alone", header, tuple(rows))
 
 
-def _areas(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) -> Table:
+def _areas(settings: "Mapping[str, pd.DataFrame]", areas: Mapping[str, FrontierGap], method: str, other: str) -> Table:
     """Areas with what they stand on: from the untouched base, and between cells that were measured."""
     rows = []
     for name, scores in settings.items():
-        area = frontier_area(scores, from_base(scores, method), from_base(scores, other))
+        area = areas[name]
         highest = max(_interval(scores, key, "clip_t").mean for key in curve(scores, other))
         low, high = area.clip_t
         share = (high - max(low, min(high, highest))) / (high - low) if high > low else 0.0

@@ -1,8 +1,9 @@
 """Stage 1 (Algorithm 1): many people in, a Meta-Down out."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from metalora.adapters.artifacts import save_prior
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject
 from metalora.adapters.optimizer import BankAdamW
+from metalora.core.atomic import write_bytes
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
@@ -40,8 +42,9 @@ from metalora.training.ranks import Ranks
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss
 from metalora.training.trainer import fit
 
-PRIOR = "prior.safetensors"
-STATE = "last.ckpt"
+PRIOR, STATE, METRICS = "prior.safetensors", "last.ckpt", "metrics.csv"
+AGAIN = "again"
+"""The folder of a run that makes priors from before the saved state."""
 
 
 class MetaTraining(LightningModule):
@@ -130,7 +133,8 @@ def run_meta_training(
         rank: r2 of the identities' Mid and Up during Stage 1.
         slots: reset, reuse or persist; see `BucketSchedule`.
         balance: see `IdentityBucketSampler`.
-        prior_every: also write `prior-<iterations>.safetensors` at multiples of this.
+        prior_every: also write `prior-<iterations>.safetensors` at multiples of this; those of before the saved state are
+            trained from the start, aside.
         checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
         texts: caption to its embedding, a single row; by default the backbone embeds them.
         metadata: kept in the prior's header, e.g. class_noun.
@@ -176,26 +180,16 @@ def run_meta_training(
     }
     out.mkdir(parents=True, exist_ok=True)
     with Lease(out / ".lease", what=out.name) if first else contextlib.nullcontext():
-        missing = _missing_priors(out, configuration, q_total=q_total, prior_every=prior_every)
+        missing = _missing_priors(out, configuration, q_total=q_total, prior_every=prior_every, write=first)
         if not missing:
             return out / PRIOR
-        state = read_state(out / STATE)
-        if state is not None:
-            check_same(configuration, state.configuration, where=out / STATE)
+        leg = _leg_of(out, missing, configuration)
         layers = backbone.layer_shapes
         bank = AdapterBank(layers, identities=bank_identities(share), rank=rank, meta_rank=meta_rank, seed=seed)
         sampler = IdentityBucketSampler(plan, people, slots=slots, balance=balance)
         if say is not None:
-            say(
-                plan.note() + (f"; {unused} images of rare shapes are not used" if (unused := sampler.unused()) else "")
-            )
-            if ranks.world > 1:
-                visit = range(min(q_bucket, q_total))
-                load = sum(max(share.loads(sampler.samples(iteration))) for iteration in visit) / len(visit)
-                say(
-                    f"{ranks.world} processes; of an iteration's {batch_size} samples, {batch_size / ranks.world:g} "
-                    f"each, the busiest one has {load:.1f} on average"
-                )
+            for line in _notes(share, sampler, leg):
+                say(line)
         header = {**(metadata or {}), **to_metadata(configuration), "people": str(len(people)), "rank": str(rank)}
 
         def export(iterations: int) -> None:
@@ -217,7 +211,7 @@ def run_meta_training(
             BucketSchedule(share, bank),
             finite,
             Metrics(
-                out / "metrics.csv",
+                leg.folder / METRICS,
                 columns=[metric.name for metric in (NORM_META_DOWN, *NORMS, BUCKET, PHASE)],
                 warm_up=lambda iteration: plan.visit(iteration).warm_up,
             ),
@@ -225,7 +219,7 @@ def run_meta_training(
             *callbacks,
         ]
         if progress is not None:
-            hooks.append(ProgressReport(progress, label="Stage 1", total=q_total, plan=plan))
+            hooks.append(ProgressReport(progress, label="Stage 1", total=leg.end, plan=plan))
         captions = sorted({person.caption for person in people})
         texts = texts or {caption: backbone.encode_text([caption]) for caption in captions}
         injection = inject(backbone.denoiser, bank)
@@ -241,12 +235,16 @@ def run_meta_training(
                     part=share.samples,
                 ),
                 keeper=StateKeeper(
-                    out / STATE, end=q_total, seconds=checkpoint_seconds, every=checkpoint_every, check=finite.check
+                    leg.folder / STATE,
+                    end=leg.end,
+                    seconds=checkpoint_seconds,
+                    every=checkpoint_every,
+                    check=finite.check,
                 ),
                 callbacks=hooks,
-                resume=state is not None and state.iterations < min(missing),
+                resume=leg.resume,
                 device=device,
-                logger=logger,
+                logger=None if leg.kept else logger,  # which was told these numbers before
                 log_every=log_every,
                 memory_key="stage1.batch_size",
                 plan=memory_plan,
@@ -254,6 +252,8 @@ def run_meta_training(
             )
         finally:
             eject(injection)
+        if first and leg.kept:
+            _take_over(leg, out)
     return out / PRIOR
 
 
@@ -268,24 +268,86 @@ def prior_name(iterations: int) -> str:
 
 
 def _missing_priors(
-    out: Path, configuration: Mapping[str, Any], *, q_total: int, prior_every: int | None
+    out: Path, configuration: Mapping[str, Any], *, q_total: int, prior_every: int | None, write: bool
 ) -> dict[int, list[Path]]:
-    """What is still to be written, by iteration count; whatever is there must come from this very run."""
+    """What is still to be trained, by iteration count; whatever is there must come from this very run. Of two files of
+    the same iteration one that is missing is a copy of the other.
+
+    Args:
+        write: make the copies.
+    """
+    wanted = [(n, out / prior_name(n)) for n in (range(prior_every, q_total + 1, prior_every) if prior_every else ())]
+    wanted.append((q_total, out / PRIOR))
+    there: dict[int, Path] = {}
     missing: dict[int, list[Path]] = {}
-    for iterations in range(prior_every, q_total + 1, prior_every) if prior_every else ():
-        path = out / prior_name(iterations)
+    for iterations, path in wanted:
+        reached = 0
         if path.is_file():
             check_file(path, configuration)
-        else:
-            missing[iterations] = [path]
-    final, reached = out / PRIOR, 0
-    if final.is_file():
-        check_file(final, configuration)
-        reached = int(read_metadata(final)["iterations"])
-    if reached > q_total:
-        raise UserError(
-            f"{final} is of a longer run", expected=f"at least {reached}", got=str(q_total), key="stage1.q_total or out"
-        )
-    if reached < q_total:
-        missing.setdefault(q_total, []).append(final)
+            reached = int(read_metadata(path)["iterations"])
+        if reached > iterations:
+            key = "stage1.q_total or out"
+            raise UserError(f"{path} is of a longer run", expected=f"at least {reached}", got=str(q_total), key=key)
+        if reached:
+            there[reached] = path
+        if reached < iterations:
+            missing.setdefault(iterations, []).append(path)
+    for iterations in there.keys() & missing.keys():
+        for path in missing.pop(iterations):
+            if write:
+                with writing(path):
+                    write_bytes(path, there[iterations].read_bytes())
     return missing
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """Iterations that are trained in one go."""
+
+    folder: Path
+    """Of the state and the metrics."""
+    end: int
+    resume: bool
+    kept: int
+    """Iterations of another state, which stays as it is meanwhile; 0: this is the only one."""
+
+
+def _leg_of(out: Path, missing: Mapping[int, Sequence[Path]], configuration: Mapping[str, Any]) -> _Leg:
+    """Go on from the saved state; aside and from the start when a prior of before it is missing.
+
+    Raises:
+        UserError: a state that another configuration made.
+    """
+    begin, end, kept = min(missing), max(missing), 0
+    for folder in (out, out / AGAIN):
+        state = read_state(folder / STATE)
+        if state is not None:
+            check_same(configuration, state.configuration, where=folder / STATE)
+        if state is None or state.iterations < begin:
+            return _Leg(folder, end=end, resume=state is not None, kept=kept)
+        kept = kept or state.iterations
+    return _Leg(out / AGAIN, end=end, resume=False, kept=kept)
+
+
+def _take_over(leg: _Leg, out: Path) -> None:
+    """Keep the state that is further, with its metrics."""
+    if leg.end > leg.kept:
+        for name in (METRICS, STATE):  # rows beyond a state are dropped when it goes on
+            (leg.folder / name).replace(out / name)
+    shutil.rmtree(leg.folder)
+
+
+def _notes(share: Share, sampler: IdentityBucketSampler, leg: _Leg) -> Iterator[str]:
+    """What is worth knowing before the first iteration, a line each."""
+    plan = share.plan
+    unused = sampler.unused()
+    yield plan.note() + (f"; {unused} images of rare shapes are not used" if unused else "")
+    if leg.kept:
+        yield f"priors of before iteration {leg.kept} are missing: trained again, aside; the state there is kept"
+    if share.world > 1:
+        visit = range(min(plan.q_bucket, plan.q_total))
+        load = sum(max(share.loads(sampler.samples(iteration))) for iteration in visit) / len(visit)
+        yield (
+            f"{share.world} processes; of an iteration's {plan.batch_size} samples, "
+            f"{plan.batch_size / share.world:g} each, the busiest one has {load:.1f} on average"
+        )

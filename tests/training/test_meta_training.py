@@ -18,6 +18,7 @@ from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import Batch, TrainingPerson
 from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
+from metalora.training.checkpoints import read_state
 from metalora.training.meta_training import run_meta_training
 
 # Loss of the first twelve iterations of `stage1` (tiny random FLUX of tests/conftest.py, seed 0).
@@ -200,6 +201,70 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
     assert [batch.iteration for batch in probe.batches] == list(range(11, 20))
     assert same_file(grown, uncut)
     assert (tmp_path / "grown/metrics.csv").read_text() == (tmp_path / "uncut/metrics.csv").read_text()
+
+
+def test_priors_of_before_the_state_are_trained_aside(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe
+) -> None:
+    stage1(tiny_backbone, tmp_path / "uncut", q_total=24, prior_every=8)
+    folder, told = tmp_path / "cut", []
+    stage1(tiny_backbone, folder, q_total=20)
+    (folder / "prior.safetensors").unlink()  # as if stopped at 20 of 24
+    state, metrics = (folder / "last.ckpt").read_bytes(), (folder / "metrics.csv").read_bytes()
+
+    def stop_at(end: int) -> Callback:
+        class Stop(Callback):
+            def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+                if trainer.global_step == end:
+                    raise KeyboardInterrupt
+
+        return Stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        stage1(
+            tiny_backbone,
+            folder,
+            q_total=24,
+            prior_every=8,
+            checkpoint_every=10,
+            say=told.append,
+            callbacks=[stop_at(12)],
+        )
+    assert "iteration 20 are missing" in told[-1]
+    assert (folder / "last.ckpt").read_bytes() == state and (folder / "metrics.csv").read_bytes() == metrics
+    stage1(tiny_backbone, folder, q_total=24, prior_every=8, callbacks=[probe])
+    assert [batch.iteration for batch in probe.batches] == list(range(10, 24))  # nor is that begun again
+    assert read_state(folder / "last.ckpt") == read_state(tmp_path / "uncut/last.ckpt")
+    made = {path.name for path in folder.iterdir()}
+    assert made == {path.name for path in (tmp_path / "uncut").iterdir()}
+    for name in made - {".lease", "last.ckpt"}:
+        assert same_file(folder / name, tmp_path / "uncut" / name), name
+
+
+def test_a_shorter_run_leaves_a_longer_ones_state(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe
+) -> None:
+    uncut = stage1(tiny_backbone, tmp_path / "uncut", q_total=20)
+    folder = tmp_path / "cut"
+    stage1(tiny_backbone, folder, q_total=12).unlink()
+    short = stage1(tiny_backbone, folder, q_total=8)
+    assert load_prior(short).metadata["iterations"] == "8" and read_state(folder / "last.ckpt").iterations == 12
+    assert same_file(stage1(tiny_backbone, folder, q_total=20, callbacks=[probe]), uncut)
+    assert [batch.iteration for batch in probe.batches] == list(range(12, 20))
+
+
+def test_one_prior_of_two_names_is_trained_once(tiny_backbone: DiffusersBackbone, tmp_path: Path, probe: Probe) -> None:
+    final = stage1(tiny_backbone, tmp_path, q_total=8)
+    named = tmp_path / "prior-000008.safetensors"
+    stage1(tiny_backbone, tmp_path, q_total=8, prior_every=8, callbacks=[probe])
+    assert same_file(final, named)
+    final.unlink()
+    stage1(tiny_backbone, tmp_path, q_total=8, prior_every=8, callbacks=[probe])
+    assert same_file(final, named)
+    named.unlink()
+    stage1(tiny_backbone, tmp_path, q_total=16, prior_every=8, callbacks=[probe])
+    assert load_prior(named).metadata["iterations"] == "8"
+    assert [batch.iteration for batch in probe.batches] == list(range(8, 16))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class AdapterBank(nn.Module):
         meta_down: a prior's Meta-Down [R, I] per layer, copied; by default it starts Kaiming-uniform.
 
     Raises:
-        UserError: rank larger than meta_rank; a Meta-Down of other layers or another r1.
+        UserError: a rank below 1, or larger than meta_rank; a Meta-Down of other layers or another r1.
     """
 
     def __init__(
@@ -54,6 +54,9 @@ class AdapterBank(nn.Module):
         meta_down: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        for key, value in (("rank", rank), ("meta_rank", meta_rank)):
+            if value is not None and value < 1:
+                raise UserError("no such rank", expected="1 or more", got=str(value), key=key)
         if meta_rank is not None and rank > meta_rank:
             raise UserError(
                 "the rank is larger than Meta-Down's",

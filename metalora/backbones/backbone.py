@@ -127,8 +127,8 @@ def load_backbone(
 class DiffusersBackbone:
     """A frozen model; implements `metalora.core.contracts.Backbone`. Made by `load_flux` and its siblings.
 
-    The text encoders and the denoiser never share memory unless `pipeline()` is asked for: loading the denoiser drops
-    the encoders.
+    Loading the denoiser drops the encoders. Whoever encodes after that has both in memory, as `pipeline()` does, until
+    `release_encoders`.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ from metalora.people.augment import shapes_for
 from metalora.training.configuration import quantization_of
 
 DEVICES = ("cpu", "cuda")
+_COUNTS = {
+    **dict.fromkeys(("rank", "meta_rank", "batch_size", "cohort_size"), 1),
+    **dict.fromkeys(("stage1.rank", "stage1.batch_size", "stage1.q_bucket", "stage1.q_total"), 1),
+    "stage1.q_warmup": 0,
+    "stage1.prior_every": 1,
+    "sampling.steps": 1,
+    "sampling.batch_size": 1,
+}
+"""Keys of whole numbers, each with the least one."""
+_AMOUNTS = ("learning_rate", "gradient_clip", "stage1.learning_rate", "stage1.gradient_clip", "stage1.uses_per_example")
+"""Keys of numbers above 0."""
+_NULLABLE = ("meta_rank", "gradient_clip", "stage1.gradient_clip", "stage1.prior_every")
+"""Those of them that may be null."""
+_ABSENT = object()
 
 
 class Setting:
@@ -33,7 +48,32 @@ class Setting:
         assert isinstance(values, dict)
         if (device := values["trainer"]["device"]) not in DEVICES:
             raise UserError("unknown device", expected=" or ".join(DEVICES), got=str(device), key="trainer.device")
-        return cls({str(key): value for key, value in values.items()})
+        setting = cls({str(key): value for key, value in values.items()})
+        setting._check_numbers()
+        return setting
+
+    def _check_numbers(self) -> None:
+        """Refuse what no run can use before anything is read: minutes later the same would be an error of torch's."""
+        for key in (*_COUNTS, *_AMOUNTS):
+            value = self._find(key)
+            if value in (MISSING, _ABSENT) or (value is None and key in _NULLABLE):
+                continue
+            if key in _COUNTS:
+                sound, expected = (
+                    isinstance(value, int) and value >= _COUNTS[key],
+                    f"a whole number of {_COUNTS[key]} or more",
+                )
+            else:
+                sound, expected = isinstance(value, int | float) and 0 < value < inf, "a number above 0"
+            if not sound or isinstance(value, bool):
+                expected += ", or null" if key in _NULLABLE else ""
+                raise UserError("not the number needed", expected=expected, got=str(value), key=key)
+
+    def _find(self, key: str) -> Any:
+        value: Any = self.values
+        for part in key.split("."):
+            value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        return value
 
     def __getitem__(self, key: str) -> Any:
         """The value of a dotted key.

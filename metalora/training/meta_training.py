@@ -39,7 +39,7 @@ from metalora.training.configuration import (
 from metalora.training.identity_parallel import IdentityParallel, summed
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
 from metalora.training.ranks import Ranks
-from metalora.training.step import Recipe, clip_gradients, diffusion_loss
+from metalora.training.step import Recipe, clip_gradients, diffusion_loss, embedded
 from metalora.training.trainer import fit
 
 PRIOR, STATE, METRICS = "prior.safetensors", "last.ckpt", "metrics.csv"
@@ -133,8 +133,8 @@ def run_meta_training(
         rank: r2 of the identities' Mid and Up during Stage 1.
         slots: reset, reuse or persist; see `BucketSchedule`.
         balance: see `IdentityBucketSampler`.
-        prior_every: also write `prior-<iterations>.safetensors` at multiples of this; those of before the saved state are
-            trained from the start, aside.
+        prior_every: also write `prior-<iterations>.safetensors` at multiples of this; those of before the saved state
+            are trained from the start, aside.
         checkpoint_seconds, checkpoint_every: how much work a killed run can lose, in seconds and in iterations.
         texts: caption to its embedding, a single row; by default the backbone embeds them.
         metadata: kept in the prior's header, e.g. class_noun.
@@ -166,6 +166,7 @@ def run_meta_training(
     share = Share(plan, slots, rank=ranks.rank, world=ranks.world)
     first = ranks.rank == 0
     recipe = Recipe(learning_rate=learning_rate, weight_decay=weight_decay, gradient_clip=gradient_clip)
+    recipe.check(section="stage1.")
     configuration = {
         "backbone": backbone.fingerprint,
         "meta_rank": meta_rank,
@@ -220,8 +221,7 @@ def run_meta_training(
         ]
         if progress is not None:
             hooks.append(ProgressReport(progress, label="Stage 1", total=leg.end, plan=plan))
-        captions = sorted({person.caption for person in people})
-        texts = texts or {caption: backbone.encode_text([caption]) for caption in captions}
+        texts = texts or embedded(backbone, people)
         injection = inject(backbone.denoiser, bank)
         try:
             fit(

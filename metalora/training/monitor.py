@@ -63,6 +63,7 @@ class Metrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what earlier runs wrote up to where this one starts."""
         self._trainer = trainer
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
         if not trainer.is_global_zero:  # what was summed up is the first process's
             self._losses = [torch.zeros_like(loss) for loss in self._losses]
             return
@@ -82,7 +83,7 @@ class Metrics(Callback):
         self._losses.append(outputs["mean"])
         if not due(trainer, batch):
             return
-        losses = summed(torch.stack([value.to(self._losses[-1].device) for value in self._losses]), trainer)
+        losses = summed(torch.stack(self._losses), trainer)
         self._losses.clear()
         if not trainer.is_global_zero:
             return

@@ -25,7 +25,7 @@ from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers
 from metalora.training.cohorts import STATE, Cohort, Configurations, Leg, legs_of, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, quantization_of, tensors_hash, to_metadata
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, counted, due
-from metalora.training.step import Recipe, clip_gradients, diffusion_loss
+from metalora.training.step import Recipe, clip_gradients, diffusion_loss, embedded
 from metalora.training.trainer import fit
 from metalora.training.wishes import Wishes, WishExporter
 
@@ -129,7 +129,11 @@ def run_personalization(
         KeyboardInterrupt: asked to stop; the state is saved.
     """
     _check(people, method=method, prior=prior, iterations=iterations)
+    for key, size in (("batch_size", batch_size), ("cohort_size", cohort_size)):
+        if size < 1:
+            raise UserError(f"no such {key.replace('_', ' ')}", expected="1 or more", got=str(size), key=key)
     recipe = Recipe(learning_rate=learning_rate, weight_decay=weight_decay, gradient_clip=gradient_clip)
+    recipe.check()
     if method != "meta_lora":
         prior = None
     shared = {
@@ -151,6 +155,8 @@ def run_personalization(
     out.mkdir(parents=True, exist_ok=True)
     with Lease(out / ".lease", what=out.name):
         cohorts = plan_cohorts(out, people, configurations=configurations, milestones=milestones, size=cohort_size)
+        if cohorts and not texts:
+            texts = embedded(backbone, people)
         for number, cohort in enumerate(cohorts, start=1):
             label = f"Stage 2, {method} rank {rank}, {counted(len(cohort.people))}"
             if len(cohorts) > 1:
@@ -182,7 +188,7 @@ def run_personalization(
                     sampler=CohortSampler(cohort.people, batch_size=batch_size, seed=seed, flips=flips),
                     seed=seed,
                     out=out,
-                    texts=texts or _embed(backbone, people),
+                    texts=texts,
                     header={**(metadata or {}), "method": method, "rank": str(rank), "backbone": backbone.name},
                     class_nouns=class_nouns or {},
                     keeper=StateKeeper(
@@ -271,10 +277,6 @@ def _train(
         )
     finally:
         eject(injection)
-
-
-def _embed(backbone: Backbone, people: Sequence[TrainingPerson]) -> dict[str, TextEmbedding]:
-    return {caption: backbone.encode_text([caption]) for caption in sorted({person.caption for person in people})}
 
 
 def _check(people: Sequence[TrainingPerson], *, method: str, prior: Prior | None, iterations: Sequence[int]) -> None:

@@ -4,16 +4,18 @@ Shape legend: B batch, K identities present.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
 
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.optimizer import clip_meta_down_, clip_rows_, part_norms
-from metalora.core.contracts import Backbone, Batch, Sample
+from metalora.core.contracts import Backbone, Batch, Sample, TextEmbedding, TrainingPerson
 from metalora.core.device import sent
+from metalora.core.errors import UserError
 from metalora.core.flow import per_sample_loss
 from metalora.core.metric_names import NORM_META_DOWN, NORM_MID, NORM_ROWS, NORM_UP
 
@@ -28,6 +30,25 @@ class Recipe:
     """Largest gradient norm of each identity, and of Meta-Down as a whole; None: no clipping."""
     guidance: float = 1.0
     """The guidance embedding during training."""
+
+    def check(self, *, section: str = "") -> None:
+        """Refuse what would not learn, or away from the data.
+
+        Args:
+            section: of the configuration that the values stand in, e.g. "stage1."
+
+        Raises:
+            UserError: naming the value.
+        """
+        clip = self.gradient_clip
+        for key, sound, expected in (
+            ("learning_rate", 0 < self.learning_rate < inf, "a number above 0"),
+            ("weight_decay", 0 <= self.weight_decay < inf, "0 or more"),
+            ("gradient_clip", clip is None or clip > 0, "a norm above 0, or null: no clipping"),
+        ):
+            if not sound:
+                name, got = key.replace("_", " "), str(getattr(self, key))
+                raise UserError(f"no such {name}", expected=expected, got=got, key=f"{section}{key}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,13 @@ class GradientNorms:
         """What was measured, by the name it is logged under."""
         found = {NORM_META_DOWN: self.meta_down, NORM_ROWS: self.rows, NORM_MID: self.mid, NORM_UP: self.up}
         return {metric.name: norm for metric, norm in found.items() if norm is not None}
+
+
+def embedded(backbone: Backbone, people: Iterable[TrainingPerson]) -> dict[str, TextEmbedding]:
+    """Everybody's caption to its embedding, a single row; the text encoders leave memory again."""
+    texts = {caption: backbone.encode_text([caption]) for caption in sorted({person.caption for person in people})}
+    backbone.release_encoders()
+    return texts
 
 
 def identity_weights(samples: Sequence[Sample]) -> Tensor:

@@ -73,6 +73,8 @@ def test_a_rank_above_meta_down_s_is_refused() -> None:
     assert make(["a"], rank=3).rank == 3
     with pytest.raises(UserError, match=r"larger than Meta-Down's.*at most r1 = 3.*got 4.*key: rank"):
         make(["a"], rank=4)
+    with pytest.raises(UserError, match=r"no such rank.*got 0.*key: rank"):
+        make(["a"], rank=0)
 
 
 def test_row_sizes_add_up_to_the_row() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from metalora.core.errors import UserError
@@ -29,6 +30,30 @@ def test_one_number_is_as_good_as_a_list(given: Any, numbers: tuple[int, ...]) -
 def test_what_is_no_whole_number_is_refused_by_its_key(given: Any) -> None:
     with pytest.raises(UserError, match="key: size"):
         Setting({"size": given}).numbers("size", least=1, count=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("rank", 0),
+        ("rank", [1, 2]),
+        ("cohort_size", True),
+        ("batch_size", 1.5),
+        ("stage1.prior_every", -1),
+        ("stage1.q_warmup", None),
+        ("learning_rate", -0.01),
+        ("stage1.learning_rate", "fast"),
+        ("gradient_clip", 0.0),
+        ("stage1.uses_per_example", float("inf")),
+    ],
+)
+def test_numbers_no_run_can_use_are_refused_before_anything_is_read(key: str, given: Any) -> None:
+    sound = {"rank": 1, "gradient_clip": None, "stage1": {"q_warmup": 0, "prior_every": None, "learning_rate": "???"}}
+    Setting.of(OmegaConf.create({"trainer": {"device": "cpu"}, **sound}))
+    config = OmegaConf.create({"trainer": {"device": "cpu"}, **sound})
+    OmegaConf.update(config, key, given)
+    with pytest.raises(UserError, match=rf"not the number needed.*key: {key}"):
+        Setting.of(config)
 
 
 def test_checkpoints_come_in_order_and_once() -> None:

@@ -297,6 +297,8 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(
 def test_a_rank_above_r1_and_unknown_slots_are_refused(tiny_backbone: DiffusersBackbone, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rank"):
         stage1(tiny_backbone, tmp_path, rank=5)
+    with pytest.raises(UserError, match=r"key: stage1\.gradient_clip"):
+        stage1(tiny_backbone, tmp_path, gradient_clip=0.0)
     with pytest.raises(UserError, match=r"stage1\.slots"):
         stage1(tiny_backbone, tmp_path, slots="forget")
     assert "forward" not in vars(next(iter(tiny_backbone.target_layers().values())))

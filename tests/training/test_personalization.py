@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from training_runs import before_call, make_people, make_prior, same_file, stage2
+from training_runs import STAGE2, before_call, make_people, make_prior, make_texts, same_file, stage2
 
 from metalora.adapters.artifacts import load_lora
 from metalora.adapters.bank import AdapterBank
@@ -211,6 +211,22 @@ def test_other_photos_of_the_same_name_are_another_configuration(
         stage2(tiny_backbone, tmp_path, people=[other], iterations=[2])
 
 
+def test_captions_are_embedded_once_and_their_encoders_leave(
+    tiny_backbone: DiffusersBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    texts = make_texts()
+    monkeypatch.setattr(tiny_backbone, "encode_text", lambda captions: calls.append("encode") or texts[captions[0]])
+    monkeypatch.setattr(tiny_backbone, "release_encoders", lambda: calls.append("release"))
+    personalization.run_personalization(
+        tiny_backbone,
+        make_people(2),
+        out=tmp_path,
+        **STAGE2 | {"method": "lora", "prior": None, "iterations": [1], "cohort_size": 1},
+    )
+    assert calls[:2] == ["encode", "release"] and calls.count("encode") == 1
+
+
 def test_a_refused_rank_leaves_nothing_that_refuses_the_right_one(
     tiny_backbone: DiffusersBackbone, tmp_path: Path
 ) -> None:
@@ -228,12 +244,18 @@ def test_a_refused_rank_leaves_nothing_that_refuses_the_right_one(
         ({"iterations": [0, 5]}, "iterations"),
         ({"people": 0}, "image"),
         ({"meta_rank": 8}, "meta_rank"),
+        ({"rank": 0}, "rank"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"cohort_size": 0}, "cohort_size"),
+        ({"learning_rate": -0.01}, "learning_rate"),
+        ({"weight_decay": -0.01}, "weight_decay"),
+        ({"gradient_clip": 0.0}, "gradient_clip"),
     ],
 )
 def test_what_cannot_be_is_refused_by_key(
     tiny_backbone: DiffusersBackbone, tmp_path: Path, changes: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(UserError, match=key):
+    with pytest.raises(UserError, match=rf"key: {key}\b"):
         stage2(tiny_backbone, tmp_path, **changes)
 
 

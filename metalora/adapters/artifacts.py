@@ -1,10 +1,12 @@
 """What adapters are on disk: the prior (Meta-Down alone) and the plain LoRA that users get. Safetensors only."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -83,10 +85,11 @@ def load_prior(path: Path) -> Prior:
         UserError: missing, no whole safetensors file, or not a prior.
     """
     tensors, metadata = read_tensors(Path(path), what="prior")
-    if metadata.get("format") != PRIOR_FORMAT or not all(name.endswith(_META_DOWN) for name in tensors):
+    told = {"format", "backbone", "backbone_fingerprint", "meta_rank"} <= set(metadata)
+    if not told or metadata["format"] != PRIOR_FORMAT or not all(name.endswith(_META_DOWN) for name in tensors):
         raise UserError(
             f"{path} is not a Meta-LoRA prior",
-            expected=f"a file of format {PRIOR_FORMAT}",
+            expected=f"a file of format {PRIOR_FORMAT} that says which backbone and r1 it is of",
             got=metadata.get("format", "no format"),
             key="prior",
         )
@@ -163,7 +166,7 @@ def read_tensors(path: Path, *, what: str, key: str | None = None) -> tuple[dict
     """Tensors and metadata of a safetensors file.
 
     Args:
-        what: the file is of this kind, for error messages; its first word in lower case names the key by default.
+        what: the file is of this kind, for error messages; in lower case it names the key by default.
 
     Raises:
         UserError: missing, or no whole safetensors file.
@@ -171,13 +174,25 @@ def read_tensors(path: Path, *, what: str, key: str | None = None) -> tuple[dict
     key = key or what.lower()
     if not path.is_file():
         raise UserError(f"the {what} file is missing", expected="a .safetensors file", got=str(path), key=key)
+    with opened(path, what=f"the {what} {path}", key=key) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, what: str | None = None, key: str) -> Iterator[Any]:
+    """A safetensors file to read from; its tensors are read when they are asked for.
+
+    Args:
+        what: the file, for the error message; its path by default.
+
+    Raises:
+        UserError: no whole safetensors file.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"the {what} {path} cannot be read",
-            expected="a whole safetensors file",
-            got=str(error),
-            key=key,
+            f"{what or path} cannot be read", expected="a whole safetensors file", got=str(error), key=key
         ) from error
+    with file:
+        yield file

@@ -168,6 +168,14 @@ def load_face_adapter(path: Path, *, backbone_fingerprint: str, key: str = "ip_a
             got=metadata.get("backbone_fingerprint", "none")[:12],
             key=key,
         )
-    adapter = FaceAdapter(FaceAdapterShape(**json.loads(metadata["shape"])))
-    adapter.load_state_dict({name: value.float() for name, value in tensors.items()})
+    try:
+        adapter = FaceAdapter(FaceAdapterShape(**json.loads(metadata["shape"])))
+        adapter.load_state_dict({name: value.float() for name, value in tensors.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the face adapter {path} is not whole",
+            expected="the shape in its header, and this shape's tensors",
+            got=f"{type(error).__name__}: {error}".splitlines()[0],
+            key=key,
+        ) from error
     return adapter.requires_grad_(False).eval()

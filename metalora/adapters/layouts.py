@@ -134,7 +134,8 @@ def _modules_of(lora: LoraFile) -> list[_Module]:
     if unknown := [name for name, module in found.items() if module is None]:
         raise UserError(
             "the Kohya layout has no names for this",
-            expected="layers of FLUX's transformer blocks or of a U-Net's attention",
+            expected="layers of a U-Net's attention or of FLUX's blocks, single ones among them (others may be Stable "
+            "Diffusion 3's)",
             got=f"{len(unknown)} others: {', '.join(unknown[:3])}",
             key="format",
         )

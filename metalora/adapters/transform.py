@@ -3,18 +3,16 @@
 import contextlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metalora.core.atomic import share
+from metalora.adapters.artifacts import opened
+from metalora.core.atomic import atomic_folder
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
 from metalora.core.lora import LayerShape, truncate
@@ -100,10 +98,8 @@ def merge_into(base: Path, lora: LoraFile, out: Path) -> int:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("there is something already", expected="a new folder", got=str(out), key="out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        merged: set[str] = set()
+    merged: set[str] = set()
+    with atomic_folder(out) as partial:
         for source in sorted(path for path in base.rglob("*") if path.is_file()):
             target = partial / source.relative_to(base)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,19 +114,13 @@ def merge_into(base: Path, lora: LoraFile, out: Path) -> int:
                 got=f"{len(lacking)} missing: {', '.join(lacking[:3])}",
                 key="lora, backbone.path",
             )
-        share(partial, 0o777)
-        if out.exists():
-            out.rmdir()
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return len(merged)
 
 
 def _merge_file(source: Path, lora: LoraFile, target: Path) -> set[str]:
     merged = set()
     tensors: dict[str, Tensor] = {}
-    with _opened(source) as file:
+    with opened(source, key="backbone.path") as file:
         metadata: dict[str, str] | None = file.metadata()
         for key in file.keys():  # noqa: SIM118
             weight = file.get_tensor(key)
@@ -141,18 +131,6 @@ def _merge_file(source: Path, lora: LoraFile, target: Path) -> set[str]:
             tensors[key] = weight
     save_file(tensors, target, metadata=metadata)
     return merged
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        opened = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read", expected="a whole safetensors file", got=str(error), key="backbone.path"
-        ) from error
-    with opened as file:
-        yield file
 
 
 def _merged(weight_OI: Tensor, lora: LoraFile, layer: str) -> Tensor:

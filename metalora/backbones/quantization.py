@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import nn
 
 from metalora.backbones.directory import LOCAL, PipelineDirectory, readable
+from metalora.core.atomic import atomic_folder, writing
 from metalora.core.bits import is_quantized
 from metalora.core.errors import UserError
 from metalora.core.lease import Lease
@@ -89,20 +90,29 @@ def load_quantized(
     digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
     name = f"{directory.component}-{directory.fingerprint[:16]}-{kind}-{str(dtype).removeprefix('torch.')}-{digest}"
     folder = root / name
+
+    def make() -> None:
+        with readable(directory.folder):
+            config = _config(kind, dtype=dtype, targets=targets, others=others)
+            made = model.from_pretrained(
+                directory.folder, subfolder=directory.component, quantization_config=config, **options
+            )
+        with writing(folder), atomic_folder(folder) as partial:
+            made.save_pretrained(partial, safe_serialization=True)
+
+    def read() -> Any:
+        with readable(folder):
+            return model.from_pretrained(folder, **options)
+
     with Lease(root / f".{name}.lease", what=name):
         if not folder.is_dir():
-            with readable(directory.folder):
-                config = _config(kind, dtype=dtype, targets=targets, others=others)
-                made = model.from_pretrained(
-                    directory.folder, subfolder=directory.component, quantization_config=config, **options
-                )
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            made.save_pretrained(partial, safe_serialization=True)
-            del made
-            partial.rename(folder)
-    with readable(folder):
-        denoiser = model.from_pretrained(folder, **options)
+            make()
+        try:
+            denoiser = read()
+        except UserError:  # the copy's fault, which is no loss
+            shutil.rmtree(folder)
+            make()
+            denoiser = read()
     modules = dict(denoiser.named_modules())
     with readable(directory.folder):
         for name in others:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def read_lines(path: Path, *, cut_allowed: bool = False) -> list[GeneratedImage]
     """Every line of a manifest, those about one file too; arguments and errors as of `read_manifest`."""
     path = path / FILE_NAME if path.is_dir() else path
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # some editors put a mark before the first line
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")  # some editors put that mark before the text
+    except OSError as error:
         raise UserError(
             "cannot read the list of images", expected=f"a {FILE_NAME}", got=str(error), key="images"
         ) from error
@@ -49,8 +50,8 @@ def read_lines(path: Path, *, cut_allowed: bool = False) -> list[GeneratedImage]
         if not line.strip():
             continue
         try:
-            images.append(_from_line(line))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+            images.append(_from_line(line.decode()))
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             if cut_allowed and number == len(lines):  # a whole line ends with a newline, so this one was cut
                 continue
             raise UserError(

@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 def generator(*key: str | int | float) -> torch.Generator:
-    """A CPU generator seeded from the sha256 of the key's parts; equal keys give equal streams, on every machine.
+    """A CPU generator seeded from the sha256 of the key's parts, the same on every machine.
+
+    Equal keys give equal streams on one kind of CPU; between kinds, normal numbers may differ in their last bits
+    (torch's own arithmetic: up to 1.2e-6).
 
     Args:
         key: what the numbers are for, e.g. `("noise", seed, identity, iteration, occurrence)`.

@@ -10,14 +10,13 @@ from metalora.adapters.artifacts import file_sha256, load_lora, save_lora
 from metalora.adapters.card import BASE_MODELS, card_path, model_card
 from metalora.adapters.layouts import LAYOUTS
 from metalora.adapters.transform import cast, merge_into, ranks, resized, scaled
-from metalora.core.atomic import atomic_path, write_bytes
+from metalora.core.atomic import atomic_path, write_bytes, writing
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest
 from metalora.core.noise import generator
 from metalora.hub import check_repository, push
 from metalora.tasks.setting import Setting
-from metalora.training.checkpoints import writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,7 +33,7 @@ def run(cfg: DictConfig) -> None:
     targets = _targets(source, setting)
     first = next(iter(targets.values()))
     images = _samples(Path(setting["samples"]), source) if setting["samples"] else {}
-    for layout, target in targets.items():
+    for layout, target in reversed(targets.items()):  # Kohya's may have no names for a layer: before anything is there
         written = cast(lora, DTYPES[setting["dtype"]])
         with writing(target), atomic_path(target) as temporary:
             save_lora(temporary, written, layout=layout)

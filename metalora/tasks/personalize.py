@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from metalora.adapters.artifacts import Prior, check_prior, file_sha256, load_lora, load_prior, require_prior
 from metalora.adapters.card import card_path, model_card
-from metalora.core.atomic import write_bytes
+from metalora.core.atomic import write_bytes, writing
 from metalora.core.errors import UserError
 from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.people.cache import LatentCache, prepare_people
@@ -23,7 +23,6 @@ from metalora.tasks.samples import draw_samples, embed_sample_prompts
 from metalora.tasks.setting import Setting, set_threads
 from metalora.tasks.shards import shard_of
 from metalora.tasks.tracking import Thing, digest_of
-from metalora.training.checkpoints import writing
 from metalora.training.cohorts import lora_path
 from metalora.training.personalization import run_personalization
 from metalora.training.speed import Speed

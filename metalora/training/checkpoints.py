@@ -4,13 +4,11 @@ It carries the loader's integer, the bank, the optimizer with its per-row steps,
 The frozen base is never in it.
 """
 
-import contextlib
-import errno
 import io
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,37 +18,12 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from safetensors import SafetensorError
 
-from metalora.core.atomic import write_bytes
+from metalora.core.atomic import write_bytes, writing
 from metalora.core.contracts import Batch
 from metalora.core.errors import UserError
 from metalora.core.notice import notice
 from metalora.training.identity_parallel import IdentityParallel, agreed
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a disk that takes no more into one clear line; what `path` held before is still there.
-
-    Raises:
-        UserError: the disk is full, over quota, or not writable.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        by_text = any(f"(os error {number})" in str(error) for number in _DISK_ERRORS)  # safetensors writes in Rust
-        if code not in _DISK_ERRORS and not by_text:
-            raise
-        raise UserError(
-            f"cannot write {path}",
-            expected="free space in a writable folder; everything made so far is kept, run the command again",
-            got=str(error),
-            key="out",
-        ) from error
 
 
 def clear_leftovers(path: Path) -> None:

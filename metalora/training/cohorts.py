@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalora.core.atomic import write_json
+from metalora.core.atomic import write_json, writing
 from metalora.core.contracts import TrainingPerson
 from metalora.people.sampler import group_cohorts
-from metalora.training.checkpoints import writing
 from metalora.training.configuration import check_file, check_same
 
 ROSTER, STATE, AGAIN = "roster.json", "last.ckpt", "again"

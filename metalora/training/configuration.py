@@ -6,39 +6,37 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from metalora.adapters.artifacts import opened
 from metalora.core.contracts import Backbone, TrainingPerson
 from metalora.core.errors import UserError
 
 METADATA_KEY = "configuration"
-_SAMPLED = 256
 
 
 def people_hash(people: Iterable[TrainingPerson]) -> str:
-    """A hash of names, captions, shapes and latents (a sample of each image's numbers)."""
+    """A hash of names, captions, shapes and latents."""
     digest = hashlib.sha256()
     for person in people:
         digest.update(json.dumps([person.identity, person.caption]).encode())
         for image in person.images:
             digest.update(json.dumps(image.shape).encode())
-            digest.update(_sample(image.latents_2CHW))
+            digest.update(_bytes(image.latents_2CHW))
     return digest.hexdigest()[:16]
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of named tensors (a sample of each one's numbers)."""
+    """A hash of named tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(_sample(tensors[name]))
+        digest.update(_bytes(tensors[name]))
     return digest.hexdigest()[:16]
 
 
-def _sample(tensor: Tensor) -> bytes:
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // _SAMPLED)].float().cpu().numpy().tobytes()
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().float().cpu().contiguous().numpy().tobytes()
 
 
 def to_metadata(configuration: Mapping[str, Any]) -> dict[str, str]:
@@ -52,13 +50,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         UserError: not a whole safetensors file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read", expected="a whole safetensors file", got=str(error), key="out"
-        ) from error
+    with opened(path, key="out") as file:
+        return file.metadata() or {}
 
 
 def check_file(path: Path, wanted: Mapping[str, Any]) -> None:

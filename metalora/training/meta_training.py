@@ -16,7 +16,7 @@ from metalora.adapters.artifacts import save_prior
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject
 from metalora.adapters.optimizer import BankAdamW
-from metalora.core.atomic import write_bytes
+from metalora.core.atomic import write_bytes, writing
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
@@ -27,7 +27,7 @@ from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import IdentityBucketSampler
 from metalora.people.share import Share
 from metalora.training.bucket_schedule import BucketSchedule, bank_identities
-from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
+from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state
 from metalora.training.configuration import (
     check_file,
     check_same,

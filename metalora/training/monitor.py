@@ -11,12 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from metalora.adapters.bank import AdapterBank
-from metalora.core.atomic import write_bytes
+from metalora.core.atomic import write_bytes, writing
 from metalora.core.contracts import Batch, Sample
 from metalora.core.errors import UserError
 from metalora.core.metric_names import ITERATION, LOSS, LOSS_META, LOSS_WARM_UP
 from metalora.core.schedule import BucketPlan
-from metalora.training.checkpoints import writing
 from metalora.training.identity_parallel import summed
 
 Progress = Callable[[str, int, int], None]

@@ -14,6 +14,7 @@ from metalora.adapters.artifacts import Prior, check_prior, save_lora
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject
 from metalora.adapters.optimizer import BankAdamW
+from metalora.core.atomic import writing
 from metalora.core.budget import MemoryPlan
 from metalora.core.contracts import METHODS, Backbone, Batch, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
@@ -21,7 +22,7 @@ from metalora.core.lease import Lease
 from metalora.core.metric_names import NORMS
 from metalora.people.datamodule import IdentityDataModule
 from metalora.people.sampler import CohortSampler
-from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state, writing
+from metalora.training.checkpoints import Exporter, StateKeeper, clear_leftovers, read_state
 from metalora.training.cohorts import STATE, Cohort, Configurations, Leg, legs_of, lora_path, plan_cohorts, write_roster
 from metalora.training.configuration import people_hash, quantization_of, tensors_hash, to_metadata
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, counted, due
@@ -155,8 +156,7 @@ def run_personalization(
     out.mkdir(parents=True, exist_ok=True)
     with Lease(out / ".lease", what=out.name):
         cohorts = plan_cohorts(out, people, configurations=configurations, milestones=milestones, size=cohort_size)
-        if cohorts and not texts:
-            texts = embedded(backbone, people)
+        texts = texts or (embedded(backbone, people) if cohorts else {})
         for number, cohort in enumerate(cohorts, start=1):
             label = f"Stage 2, {method} rank {rank}, {counted(len(cohort.people))}"
             if len(cohorts) > 1:

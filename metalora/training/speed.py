@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from metalora.core.atomic import writing
 from metalora.core.contracts import Batch
 from metalora.core.memory import device_peak_mb
 from metalora.core.metric_names import IMAGES_PER_SECOND, ITERATION, PEAK_MEMORY, SPEED
-from metalora.training.checkpoints import writing
 from metalora.training.identity_parallel import summed
 from metalora.training.monitor import due, tell
 

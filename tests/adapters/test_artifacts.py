@@ -95,6 +95,9 @@ def test_one_kind_of_file_is_not_taken_for_the_other(bank: AdapterBank, prior_pa
     save_lora(tmp_path / "lora.safetensors", bank.collapsed("a"))
     with pytest.raises(UserError, match=r"not a Meta-LoRA prior.*metalora-prior-1.*got metalora-lora-1"):
         load_prior(tmp_path / "lora.safetensors")
+    save_file({"layer.meta_down.weight": torch.zeros(1, 2)}, tmp_path / "bare", {"format": "metalora-prior-1"})
+    with pytest.raises(UserError, match=r"not a Meta-LoRA prior.*says which backbone"):
+        load_prior(tmp_path / "bare")
     with pytest.raises(UserError, match="is no LoRA that can be read"):
         load_lora(prior_path)
     save_file({"transformer.layer.lora_A.weight": torch.zeros(1, 2)}, tmp_path / "half.safetensors")

@@ -116,17 +116,22 @@ def test_a_file_comes_back_and_equal_adapters_are_equal_files(tmp_path: Path) ->
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
     good, other = tmp_path / "good.safetensors", tmp_path / "other.safetensors"
     save_face_adapter(good, trained(), metadata={"backbone": "tiny", "backbone_fingerprint": "f" * 64})
     save_file({"x": torch.zeros(1)}, other)
+    foreign = tmp_path / "foreign.safetensors"
+    with safe_open(good, framework="pt") as file:
+        save_file({"x": torch.zeros(1)}, foreign, file.metadata())
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(good.read_bytes()[:500])
     for path, fingerprint, message in (
         (good, "0" * 64, "another base"),
         (other, "f" * 64, "is not a face adapter"),
         (cut, "f" * 64, "cannot be read"),
+        (foreign, "f" * 64, "is not whole"),
         (tmp_path / "none", "f" * 64, "is missing"),
     ):
         with pytest.raises(UserError, match=message) as found:

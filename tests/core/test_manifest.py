@@ -67,6 +67,7 @@ def test_what_is_written_is_read_back_and_costs_do_not_make_another_image(tmp_pa
         ({"size": [64, 64.5]}, "size is [64, 64.5], not height and width in line 2"),
         ({"guidance": float("nan")}, "guidance is nan in line 2"),
         ({"strength": float("inf")}, "strength is inf in line 2"),
+        ({"size": [float("inf"), 8]}, "in line 2"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(tmp_path: Path, wrong: dict, told: str) -> None:
@@ -82,6 +83,19 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert [image.file for image in read_lines(tmp_path)] == ["a.png"]
+
+
+def test_a_line_cut_anywhere_is_left_out_where_that_may_be(tmp_path: Path) -> None:
+    whole = json.dumps(LEAST, ensure_ascii=False).encode() + b"\n"
+    second = json.dumps(LEAST | {"file": "b.png", "identity": "Ren\u00e9e"}, ensure_ascii=False).encode()
+    for cut in range(1, len(second)):  # also inside a character
+        (tmp_path / "manifest.jsonl").write_bytes(whole + second[:cut])
+        assert [image.file for image in read_lines(tmp_path, cut_allowed=True)] == ["a.png"]
+        with pytest.raises(UserError, match="in line 2"):
+            read_lines(tmp_path)
+    (tmp_path / "manifest.jsonl").write_bytes(second[:-60] + b"\n" + whole)  # nobody was killed inside the first line
+    with pytest.raises(UserError, match="in line 1"):
+        read_lines(tmp_path, cut_allowed=True)
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:

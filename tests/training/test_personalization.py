@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +207,13 @@ def test_other_photos_of_the_same_name_are_another_configuration(
 ) -> None:
     stage2(tiny_backbone, tmp_path, people=1, iterations=[2])
     (person,) = make_people(1)
-    other = TrainingPerson(person.identity, person.caption, person.images[1:])
-    with pytest.raises(UserError, match="photos"):
-        stage2(tiny_backbone, tmp_path, people=[other], iterations=[2])
+    fewer = TrainingPerson(person.identity, person.caption, person.images[1:])
+    latents = person.images[0].latents_2CHW.clone()
+    latents[1, 2, 3, 1] += 1e-3  # any one number
+    retouched = replace(person, images=(replace(person.images[0], latents_2CHW=latents), *person.images[1:]))
+    for other in (fewer, retouched):
+        with pytest.raises(UserError, match="photos"):
+            stage2(tiny_backbone, tmp_path, people=[other], iterations=[2])
 
 
 def test_captions_are_embedded_once_and_their_encoders_leave(

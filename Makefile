@@ -41,7 +41,7 @@ reproduce: $(STAMP)  ## the paper's comparison on the mini world, end to end
 #       pulid="baseline.python=PYTHON baseline.settings.code=CHECKOUT"
 WORLD ?=
 GRID ?= experiment=mini/reproduce rank=1,2,4,8,16
-PLACE ?= $(if $(WORLD),outputs/world,outputs)
+PLACE ?= $(or $(METALORA_OUTPUTS),outputs)$(if $(WORLD),/world)
 R1 ?= $(if $(WORLD),experiment=paper/r1_selection ranks=64,128,256 steps=10000,20000,30000,40000,50000,60000 jobs=1)
 IN := METALORA_OUTPUTS=$(PLACE)
 BASELINES := pulid instantid_sdxl instantid_lightning photomaker_sdxl photomaker_lightning
@@ -105,15 +105,15 @@ test-ray: requirements.lock | $(filter .uv/bin/uv,$(UV))  ## a small grid on a R
 	METALORA_RAY=required $(RECORDED) $(TEST_ENV) $(VENV)-ray/bin/pytest -q -s tests/cluster/test_ray.py
 
 study: $(STAMP)  ## the user study on this machine: best of three after `make reproduce`, of five after `make rivals sets`
-	$(BIN)/python -m experiments.user_study.sets
-	if ls outputs/rivals/generate/ip_adapter-*/manifest.json outputs/rivals/generate/dreambooth-*/manifest.json \
-			outputs/sets/generate/ip_adapter-*/manifest.json >/dev/null 2>&1; then \
-		$(BIN)/metalora study build name=reproduce 'models=[ip_adapter,dreambooth,lora,lora_aug,meta_lora]' \
-			'images=[outputs/reproduce/generate,outputs/reproduce/sets,outputs/rivals/generate,outputs/sets/generate]'; \
+	$(BIN)/python -m experiments.user_study.sets $(PLACE)/reproduce
+	if ls $(PLACE)/rivals/generate/ip_adapter-*/manifest.json $(PLACE)/rivals/generate/dreambooth-*/manifest.json \
+			$(PLACE)/sets/generate/ip_adapter-*/manifest.json >/dev/null 2>&1; then \
+		$(IN) $(BIN)/metalora study build name=reproduce 'models=[ip_adapter,dreambooth,lora,lora_aug,meta_lora]' \
+			'images=[$(PLACE)/reproduce/generate,$(PLACE)/reproduce/sets,$(PLACE)/rivals/generate,$(PLACE)/sets/generate]'; \
 	else \
-		$(BIN)/metalora study build name=reproduce 'images=[outputs/reproduce/generate,outputs/reproduce/sets]'; \
+		$(IN) $(BIN)/metalora study build name=reproduce 'images=[$(PLACE)/reproduce/generate,$(PLACE)/reproduce/sets]'; \
 	fi
-	$(BIN)/metalora study serve name=reproduce
+	$(IN) $(BIN)/metalora study serve name=reproduce
 
 dashboard: $(STAMP)  ## the wandb workspace of the project (needs the extra `dashboard` and a key)
 	$(BIN)/metalora dashboard logger=wandb

@@ -1,4 +1,4 @@
-"""The command line: `metalora TASK key=value ...`, one Hydra application. Floor 4: nothing imports it."""
+"""The command line: `metalora TASK key=value ...`, one Hydra application. Floor 4: only what starts it imports it."""
 
 import errno
 import importlib
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from metalora.configuration import PACKAGE, conf_dir, general_help, has_actions, task_help, task_names
+from metalora.core.errors import how_to_install
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -51,13 +52,13 @@ def main(argv: list[str] | None = None) -> None:
         if words[0] not in task_names():
             fail(f"unknown task; expected one of {', '.join(task_names())}; got {words[0]}")
         if "--help" in words or "-h" in words:
-            print(task_help(words[0]))
+            _tell(task_help(words[0]))
             return
         if len(words) > 1 and re.fullmatch(r"[a-z-]+", words[1]) and words[1][0] != "-" and has_actions(words[0]):
             words[1] = f"action={words[1]}"
         words[0] = f"task={words[0]}"
     if not words or words[0] in ("--help", "-h") or not any(word.startswith("task=") for word in words):
-        print(general_help())
+        _tell(general_help())
         raise SystemExit(0 if words[:1] in (["--help"], ["-h"]) else EXIT_BAD_INPUT)
     multirun = [word for word in words if word in ("-m", "--multirun")]  # Hydra's parser wants it before every override
     overrides = [word for word in words if word not in multirun]
@@ -67,6 +68,20 @@ def main(argv: list[str] | None = None) -> None:
         _run_hydra(multirun + (overrides if multirun else [quoted(word) for word in overrides]))
     except KeyboardInterrupt:  # before the task or after it
         _stopped(130)
+
+
+def _tell(text: str) -> None:
+    """Print to whoever may not read all of it (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _unheard()
+
+
+def _unheard() -> NoReturn:
+    """Whoever read the output is gone: it ends there, every file whole."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(PIPE_CLOSED) from None
 
 
 def with_companions(words: list[str]) -> list[str]:
@@ -86,7 +101,7 @@ def _check_launcher(words: list[str]) -> None:
         plugin, extra = LAUNCHERS.get(name, ("", ""))
         if key == "hydra/launcher" and plugin and importlib.util.find_spec("hydra_plugins." + plugin) is None:
             fail(
-                f"the launcher {name} is not installed; expected `pip install metalora[{extra}]`; got no {plugin};"
+                f"the launcher {name} is not installed; expected {how_to_install(extra)}; got no {plugin};"
                 " key: hydra/launcher"
             )
 
@@ -242,9 +257,8 @@ def _guarded(body: Callable[[], object], *, debug: bool) -> None:
 
     try:
         body()
-    except BrokenPipeError:  # whoever read the output is gone (`| head`): it ends there, every file whole
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(PIPE_CLOSED) from None
+    except BrokenPipeError:
+        _unheard()
     except KeyboardInterrupt:
         _stopped(INTERRUPTED)
     except SystemExit as stop:

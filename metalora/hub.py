@@ -1,6 +1,7 @@
 """What is exchanged with the Hugging Face hub: base models come, LoRAs go. A failure is one line with advice."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,9 +42,30 @@ def model_directory(path: str | Path, *, key: str = "backbone.path") -> Path:
     with _explained(name, key=key, to="download"):
         with contextlib.suppress(LocalEntryNotFoundError):
             cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-            if (cached / "model_index.json").is_file():  # not a few files that another program fetched
+            if _is_whole(cached):
                 return cached
         return Path(snapshot_download(name, **wanted))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached pipeline has what its index names: another program may have fetched a few files of it, or a
+    download may have broken off."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        parts = [folder / name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+        shards = [path.parent / name for path in folder.glob("*/*.safetensors.index.json") for name in _shards(path)]
+    except (OSError, ValueError, KeyError):
+        return False
+    models = [part for part in parts if (part / "config.json").is_file()]
+    return (
+        all(part.is_dir() and any(part.iterdir()) for part in parts)
+        and all(any(model.glob("*.safetensors")) for model in models)
+        and all(shard.is_file() for shard in shards)
+    )
+
+
+def _shards(index: Path) -> set[str]:
+    return set(json.loads(index.read_text())["weight_map"].values())
 
 
 def check_repository(name: str, *, key: str = "push") -> None:

@@ -86,6 +86,16 @@ def test_a_second_word_is_an_action_only_where_there_are_actions() -> None:
     assert metalora("generate", "serve", "--cfg", "job").returncode != 0
 
 
+def test_help_that_nobody_reads_is_no_error() -> None:
+    for words in (["generate", "--help"], ["--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "metalora", *words]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_no_task_prints_help_and_fails() -> None:
     found = metalora()
     assert found.returncode == 2

@@ -17,7 +17,7 @@ from metalora.hub import is_hub_id, model_directory, push
 
 SHA = "a" * 40
 FILES = {
-    "model_index.json": b'{"_class_name": "FluxPipeline"}',
+    "model_index.json": b'{"_class_name": "FluxPipeline", "transformer": ["diffusers", "F"], "vae": [null, null]}',
     "transformer/config.json": b"{}",
     "transformer/weights.safetensors": b"weights",
     "single-file.safetensors": b"twenty-four gigabytes",
@@ -143,13 +143,33 @@ def test_a_model_is_downloaded_once_and_found_offline(hub: tuple[str, type[Hub]]
     assert len(seen.asked) == count
 
 
-def test_a_few_cached_files_are_no_model(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
-    """Another program asked for one file of the model: the rest is downloaded."""
+SHARDS = json.dumps({"weight_map": {"a": "one.safetensors", "b": "weights.safetensors"}})
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"vae/config.json": "{}"},
+        {"model_index.json": FILES["model_index.json"].decode()},
+        {"model_index.json": FILES["model_index.json"].decode(), "transformer/config.json": "{}"},
+        {
+            "model_index.json": FILES["model_index.json"].decode(),
+            "transformer/config.json": "{}",
+            "transformer/m.safetensors.index.json": SHARDS,
+            "transformer/one.safetensors": "first of two",
+        },
+    ],
+    ids=["another program's", "the index alone", "no weights", "a shard"],
+)
+def test_a_few_cached_files_are_no_model(hub: tuple[str, type[Hub]], tmp_path: Path, files: dict[str, str]) -> None:
+    """Another program asked for a part of the model, or a download broke off: the rest is downloaded."""
     cache = tmp_path / "hub" / "models--org--model"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text(SHA)
-    (cache / "snapshots" / SHA / "vae").mkdir(parents=True)
-    (cache / "snapshots" / SHA / "vae" / "config.json").write_text("{}")
+    for name, text in files.items():
+        path = cache / "snapshots" / SHA / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     folder = Path(call("model_directory('org/model')", tmp_path, hub[0]))
     assert (folder / "transformer" / "weights.safetensors").read_bytes() == FILES["transformer/weights.safetensors"]
 

@@ -28,5 +28,10 @@ class UserError(Exception):
         return str(UserError(self.what, expected=self.expected, got=self.got))
 
 
+def how_to_install(extra: str) -> str:
+    """What brings an extra of this package. (pip cannot: facenet-pytorch's old pins need uv's overrides.)"""
+    return f"`make setup`, or `uv pip install -e '.[{extra}]'` in the checkout"
+
+
 INTERRUPTED, TERMINATED = 130, 143
 """Exit statuses after SIGINT and SIGTERM: what was trained is saved, the same command continues."""

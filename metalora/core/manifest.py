@@ -80,6 +80,14 @@ def inside(folder: Path, file: str) -> Path:
     return path
 
 
+def check_name(*parts: str, key: str = "") -> None:
+    """Raise UserError when an image cannot be named after these parts of its path: its folder would be another."""
+    if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
+        raise UserError(
+            "an image cannot be named after this", expected="names without slashes", got=repr(parts), key=key
+        )
+
+
 _KINDS = {field.name: getattr(field.type, "__args__", (field.type,)) for field in dataclasses.fields(GeneratedImage)}
 _NEEDED = tuple(field.name for field in dataclasses.fields(GeneratedImage) if field.default is dataclasses.MISSING)
 

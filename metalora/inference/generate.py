@@ -27,7 +27,7 @@ from metalora.core.atomic import write_bytes
 from metalora.core.contracts import Backbone, Drawing, GeneratedImage, LoraFile, TextEmbedding
 from metalora.core.device import explained
 from metalora.core.errors import UserError
-from metalora.core.manifest import FILE_NAME, read_manifest, to_line, write_manifest
+from metalora.core.manifest import FILE_NAME, check_name, read_manifest, to_line, write_manifest
 from metalora.core.memory import device_peak_mb
 from metalora.core.noise import generator
 from metalora.inference.start import Start
@@ -190,8 +190,7 @@ def _digest(path: Path) -> str:
 def _file(job: GenerationJob) -> str:
     cell = job.method if job.lora is None else f"{job.method}-r{job.rank}-{job.iterations:06d}"
     parts = ("images", job.identity, cell, f"{job.prompt_id}-{job.seed}.png")
-    if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
-        raise UserError("an image cannot be named after this", expected="names without slashes", got=repr(parts[1:]))
+    check_name(*parts[1:])
     return "/".join(parts)
 
 

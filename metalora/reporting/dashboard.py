@@ -1,12 +1,12 @@
 """The wandb workspace as code: trade-off, curves over iterations and ranks, training, sample grids.
 
 Its panels read the names of `core.metric_names` and the words of the configuration that runs are told by
-(`metalora/tasks/loggers.py`). wandb-workspaces is an extra: `pip install metalora[dashboard]`.
+(`metalora/tasks/loggers.py`). wandb-workspaces is the extra `dashboard`.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from metalora.core.errors import UserError
+from metalora.core.errors import UserError, how_to_install
 from metalora.core.metric_names import (
     BUCKET,
     CLIP_T,
@@ -149,7 +149,7 @@ def _library() -> tuple[Any, Any]:
     except ImportError as error:
         raise UserError(
             "wandb-workspaces is not installed",
-            expected="pip install metalora[dashboard]",
+            expected=how_to_install("dashboard"),
             got=str(error),
             key="task=dashboard",
         ) from error

@@ -38,8 +38,9 @@ def run(cfg: DictConfig) -> list[Path]:
     """The task behind the command line; returns the scores."""
     setting = Setting.of(cfg)
     set_threads(setting)
-    given = setting["images"] if isinstance(setting["images"], list) else [setting["images"]]
-    folders = [Path(str(folder)) for folder in given]
+    folders = [Path(folder) for folder in setting.words("images")]
+    if not folders:
+        raise UserError("nothing to score", expected="one folder of images or more", got="none", key="images")
     if setting["base_images"]:
         folders.append(Path(setting["base_images"]))
     with Board() as board:
@@ -63,10 +64,7 @@ def check_cells(setting: Setting, folders: Sequence[Path], *, board: Board) -> N
     """
     for folder in folders:
         _hash(folder)  # says what is wrong with a folder
-    classes = setting["classes"] if isinstance(setting["classes"], list) else [setting["classes"]]
-    if strange := [name for name in classes if name not in CLASSES]:
-        raise UserError("unknown class", expected=", ".join(CLASSES), got=", ".join(map(str, strange)), key="classes")
-    asked = Asked(setting, classes)
+    asked = Asked(setting, setting.words("classes", known=CLASSES))
     records = every_line(folders, bases_may_differ=bool(setting["allow_missing"]))
     checked = _checked(setting)
     records = [checked.fill(record) for record in records]  # a wrong line is told as such, not as a missing cell
@@ -163,7 +161,7 @@ def _score(
 ) -> None:
     """The score table in a folder that this process owns."""
     chosen = setting["benchmark"]
-    artifact.begin()
+    artifact.begin(anew=True)
     prompts = load_prompts(Path(chosen["prompts"]))
     people = tuple(subjects or load_benchmark(Path(chosen["root"])).subjects)
     checked = _checked(setting, people)

@@ -13,7 +13,7 @@ from metalora.adapters.transform import cast, merge_into, ranks, resized, scaled
 from metalora.core.atomic import atomic_path, write_bytes, writing
 from metalora.core.contracts import LoraFile
 from metalora.core.errors import UserError
-from metalora.core.manifest import read_manifest
+from metalora.core.manifest import check_name, inside, read_manifest
 from metalora.core.noise import generator
 from metalora.hub import check_repository, push
 from metalora.tasks.setting import Setting
@@ -112,7 +112,11 @@ def _samples(folder: Path, lora: Path) -> dict[str, tuple[Path, str]]:
     """The images that this LoRA drew in a `generate` folder, nobody else's: name beside the card -> file and prompt."""
     digest = file_sha256(lora)
     drawn = [image for image in read_manifest(folder) if image.lora_sha256 == digest]
-    found = {f"samples/{image.prompt_id}-{image.seed}.png": (folder / image.file, image.prompt) for image in drawn}
+    for image in drawn:
+        check_name(f"{image.prompt_id}-{image.seed}.png", key="samples")
+    found = {
+        f"samples/{image.prompt_id}-{image.seed}.png": (inside(folder, image.file), image.prompt) for image in drawn
+    }
     missing = [str(path) for path, _ in found.values() if not path.is_file()]
     if not drawn or missing or len(found) < len(drawn):
         raise UserError(

@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> list[Path]:
     setting = Setting.of(cfg)
     set_threads(setting)
     lora = Path(setting["lora"]) if setting["lora"] else None
-    prompts = setting["prompt"] if isinstance(setting["prompt"], list) else [setting["prompt"]]
+    prompts = setting.words("prompt")
     seeds = setting.numbers("seeds", least=0)
     if not prompts:
         raise UserError("nothing to generate", expected="at least one prompt", got="none", key="prompt")
@@ -132,6 +132,7 @@ def _draw(
     say: Callable[[str], None] | None,
 ) -> None:
     """What is missing of a folder of images that this process owns."""
+    artifact.refuse_another()
     artifact.begin()
     sampling = setting["sampling"]
     height, width = setting.numbers("sampling.size", least=1, count=2)

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from metalora.core.errors import UserError
 from metalora.core.notice import notice
 from metalora.tasks.setting import Setting
-from metalora.tasks.tensorboard_run import TensorBoardRun
+from metalora.tasks.tensorboard_run import TensorBoardRun, require_tensorboard
 from metalora.tasks.tracking import Say, Tracker
 from metalora.tasks.wandb_run import WandbRun, settled_mode
 
@@ -47,11 +47,13 @@ def with_logger(setting: Setting, *, say: Say = notice) -> Setting:
     """A copy whose logger is settled once for all jobs of a run: its mode, and the group that a sweep's runs share.
 
     Raises:
-        UserError: no such logger or mode.
+        UserError: no such logger or mode; TensorBoard is not installed.
     """
     logger = dict(setting.values["logger"])
     if logger["name"] not in KINDS:
         raise UserError("unknown logger", expected=", ".join(KINDS), got=str(logger["name"]), key="logger")
+    if logger["name"] == "tensorboard":
+        require_tensorboard()
     if logger["name"] == "wandb":
         logger |= {"mode": settled_mode(logger["mode"], say=say), "group": logger["group"] or _experiment()}
     return setting.changed(logger=logger)

@@ -32,12 +32,7 @@ def run(cfg: DictConfig) -> None:
     """The task behind the command line."""
     setting = Setting.of(cfg)
     set_threads(setting)
-    wanted = setting["sets"] if isinstance(setting["sets"], list) else [setting["sets"]]
-    unknown = sorted(set(wanted) - {"stage1", "benchmark"})
-    if unknown:
-        raise UserError(
-            "nothing of that name to prepare", expected="stage1, benchmark", got=", ".join(unknown), key="sets"
-        )
+    wanted = setting.words("sets", known=("stage1", "benchmark"))
     with Board() as board:
         progress = board.reporter("prepare")
         if setting["path"]:

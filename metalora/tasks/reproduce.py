@@ -46,7 +46,8 @@ def run(cfg: DictConfig) -> list[Path]:
     from hydra.core.hydra_config import HydraConfig
 
     setting = Setting.of(cfg)
-    setting = setting.changed(methods=_as_list(setting["methods"]), classes=_as_list(setting["classes"]))
+    methods, classes = setting.words("methods", known=METHODS), setting.words("classes", known=CLASSES)
+    setting = setting.changed(methods=methods, classes=classes)
     _check(setting)
     workers, threads = worker_plan(
         workers=setting["trainer.workers"], threads=setting["trainer.threads"], device=setting["trainer.device"]
@@ -195,7 +196,7 @@ def score_method(values: Mapping[str, Any], method: str, class_noun: str, *, pro
         for iterations in setting.iterations
         for subject in subjects
         for prompt in prompts_of(setting, subject)
-        for seed in setting["protocol.seeds"]
+        for seed in setting.numbers("protocol.seeds", least=0)
     ]
     label = f"{method}-r{setting['rank']}-{class_noun}"
     images = generate(setting, jobs=jobs, label=label, progress=progress)
@@ -214,7 +215,7 @@ def base_jobs(setting: Setting, class_noun: str) -> list[GenerationJob]:
     return [
         GenerationJob("base", class_noun, "base", 0, 0, None, prompt.id, prompt.text, seed)
         for prompt in prompts.values()
-        for seed in setting["protocol.seeds"]
+        for seed in setting.numbers("protocol.seeds", least=0)
     ]
 
 
@@ -222,11 +223,6 @@ def _with_method(setting: Setting, name: str) -> Setting:
     return setting.changed(
         method={"name": name, "crops": name != "lora", "flips": name != "lora", "prior": name == "meta_lora"}
     )
-
-
-def _as_list(given: Any) -> list[Any]:
-    """`methods=lora` is `methods=[lora]`."""
-    return list(given) if isinstance(given, list) else [given]
 
 
 def _check(setting: Setting) -> None:
@@ -237,11 +233,6 @@ def _check(setting: Setting) -> None:
             got=str(setting["out"]),
             key="out",
         )
-    if strange := [name for name in setting["classes"] if name not in CLASSES]:
-        raise UserError("unknown class", expected=", ".join(CLASSES), got=", ".join(map(str, strange)), key="classes")
-    unknown: Sequence[str] = [name for name in setting["methods"] if name not in METHODS]
-    if unknown:
-        raise UserError("unknown method", expected=", ".join(METHODS), got=", ".join(map(str, unknown)), key="methods")
     for noun, path in setting["priors"].items():
         if path:
             _check_prior(Path(path), class_noun=noun, meta_rank=setting["meta_rank"])

@@ -33,7 +33,7 @@ from metalora.tasks.setting import Setting, set_threads
 def run(cfg: DictConfig) -> list[Path]:
     """The task behind the command line; returns the scores."""
     setting = Setting.of(cfg)
-    methods, classes = _listed(setting, "methods", tuple(RIVALS)), _listed(setting, "classes", CLASSES)
+    methods, classes = setting.words("methods", known=tuple(RIVALS)), setting.words("classes", known=CLASSES)
     if setting["out"]:
         raise UserError(
             "rival makes many folders", expected="name=NAME for outputs/NAME", got=str(setting["out"]), key="out"
@@ -138,7 +138,7 @@ def draw(
                 digest=digests[subject.identity],
             )
             for prompt in prompts_of(setting, subject)
-            for seed in setting["protocol.seeds"]
+            for seed in setting.numbers("protocol.seeds", least=0)
         ]
         for subject in subjects
     }
@@ -226,12 +226,3 @@ def _recipe(setting: Setting, section: str, *, whole: Sequence[str]) -> dict[str
         elif name != "crops" and not (number and math.isfinite(value) and value > 0):
             raise UserError("not the number needed", expected="a number above 0", got=str(value), key=key)
     return values
-
-
-def _listed(setting: Setting, key: str, known: Sequence[str]) -> list[str]:
-    """`methods=dreambooth` is `methods=[dreambooth]`."""
-    given = setting[key]
-    found = given if isinstance(given, list) else [given]
-    if strange := [name for name in found if name not in known]:
-        raise UserError(f"unknown in {key}", expected=", ".join(known), got=", ".join(map(str, strange)), key=key)
-    return found

@@ -87,10 +87,7 @@ def draw_samples(
 
 
 def _prompts(setting: Setting, noun: str) -> Sequence[str]:
-    given = setting["logger.sample_prompts"]
-    if given is None:
-        return [f"a photo of a {noun}"]
-    return [str(prompt) for prompt in (given if isinstance(given, list) else [given])]
+    return setting.words("logger.sample_prompts") or [f"a photo of a {noun}"]
 
 
 def _grid(rows: Sequence[Sequence[Path]]) -> Image.Image:

@@ -1,8 +1,8 @@
 """The composed configuration, turned into the objects tasks work with; each is built when first used."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
-from math import inf
+from math import inf, ulp
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,30 @@ _COUNTS = {
     "stage1.prior_every": 1,
     "sampling.steps": 1,
     "sampling.batch_size": 1,
+    "logger.samples": 0,
+    "seed": 0,
+    **dict.fromkeys((f"protocol.{part}_people" for part in ("several_photo", "single_photo")), 0),
+    **dict.fromkeys((f"protocol.{part}_prompts" for part in ("frontal", "clip")), 0),
+    **dict.fromkeys(("trainer.workers", "trainer.threads"), 1),
 }
 """Keys of whole numbers, each with the least one."""
-_AMOUNTS = ("learning_rate", "gradient_clip", "stage1.learning_rate", "stage1.gradient_clip", "stage1.uses_per_example")
-"""Keys of numbers above 0."""
-_NULLABLE = ("meta_rank", "gradient_clip", "stage1.gradient_clip", "stage1.prior_every")
-"""Those of them that may be null."""
+_AMOUNTS = (
+    "learning_rate",
+    "gradient_clip",
+    "stage1.learning_rate",
+    "stage1.gradient_clip",
+    "stage1.uses_per_example",
+    "sampling.guidance",
+    "trainer.checkpoint_seconds",
+    "trainer.rank_timeout",
+)
+"""Keys of numbers above 0; of guidance, 0 is one."""
+_OTHERWISE: Mapping[str, str | None] = {
+    **dict.fromkeys(("meta_rank", "gradient_clip", "stage1.gradient_clip", "stage1.prior_every")),
+    **dict.fromkeys(key for key in _COUNTS if key.startswith("protocol.")),
+    **dict.fromkeys(("trainer.workers", "trainer.threads"), "auto"),
+}
+"""Those of them that may be something else: null, or a word."""
 _ABSENT = object()
 
 
@@ -56,7 +74,7 @@ class Setting:
         """Refuse what no run can use before anything is read: minutes later the same would be an error of torch's."""
         for key in (*_COUNTS, *_AMOUNTS):
             value = self._find(key)
-            if value in (MISSING, _ABSENT) or (value is None and key in _NULLABLE):
+            if value in (MISSING, _ABSENT) or (key in _OTHERWISE and value == _OTHERWISE[key]):
                 continue
             if key in _COUNTS:
                 sound, expected = (
@@ -64,9 +82,11 @@ class Setting:
                     f"a whole number of {_COUNTS[key]} or more",
                 )
             else:
-                sound, expected = isinstance(value, int | float) and 0 < value < inf, "a number above 0"
+                least = 0 if key == "sampling.guidance" else ulp(0.0)
+                sound = isinstance(value, int | float) and least <= value < inf
+                expected = "a number above 0" if least else "a number of 0 or more"
             if not sound or isinstance(value, bool):
-                expected += ", or null" if key in _NULLABLE else ""
+                expected += f", or {_OTHERWISE[key] or 'null'}" if key in _OTHERWISE else ""
                 raise UserError("not the number needed", expected=expected, got=str(value), key=key)
 
     def _find(self, key: str) -> Any:
@@ -176,6 +196,21 @@ class Setting:
             some = "one or more whole numbers" if count is None else f"{count} whole numbers"
             raise UserError("not the numbers needed", expected=f"{some} of {least} or more", got=str(given), key=key)
         return tuple(values)
+
+    def words(self, key: str, *, known: Collection[str] = ()) -> list[str]:
+        """Words under a key; `methods=lora` and `methods=[lora,lora_aug]` both work, and null is none.
+
+        Args:
+            known: what they may be; by default anything.
+
+        Raises:
+            UserError: a word that is not known.
+        """
+        given = self[key]
+        found = [str(word) for word in (given if isinstance(given, list) else [] if given is None else [given])]
+        if strange := [word for word in found if known and word not in known]:
+            raise UserError(f"unknown in {key}", expected=", ".join(known), got=", ".join(strange), key=key)
+        return found
 
     def folder(self, task: str, label: str, digest: str) -> Path:
         """`outputs/NAME/TASK/LABEL-HASH`, or `out=` when it is given."""

@@ -1,11 +1,20 @@
 """TensorBoard's event files: the same names; they stay in the run's folder."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalora.core.errors import UserError
+from metalora.core.errors import UserError, how_to_install
 from metalora.tasks.tracking import Thing
+
+
+def require_tensorboard() -> None:
+    """Raise UserError when TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "TensorBoard is not installed", expected=how_to_install("tensorboard"), got="no tensorboard", key="logger"
+        )
 
 
 class TensorBoardRun:
@@ -14,21 +23,11 @@ class TensorBoardRun:
     Args:
         folder: where they go.
         config: what the run was set to, shown as text.
-
-    Raises:
-        UserError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "TensorBoard is not installed",
-                expected="pip install metalora[tensorboard]",
-                got=str(error),
-                key="logger",
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder))
         self._writer.add_text("config", _markdown(("key", "value"), sorted(config.items())))
 

@@ -102,10 +102,13 @@ def test_tensorboard_holds_the_same_numbers(tiny_backbone: DiffusersBackbone, tm
     assert events.Tags()["images"] == [SAMPLES] and f"{TABLE}/text_summary" in events.Tags()["tensors"]
 
 
-def test_without_tensorboard_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install metalora\[tensorboard\].*key: logger"):
-        tracked(setting(name="tensorboard"), task="personalize", digest="abc", folder=tmp_path)
+def test_without_tensorboard_one_line_says_what_to_install_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_logger(setting(name="tensorboard"))
+    monkeypatch.setattr("metalora.tasks.tensorboard_run.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"make setup.*uv pip install -e '\.\[tensorboard\]'.*key: logger"):
+        with_logger(setting(name="tensorboard"))
 
 
 def test_without_a_key_runs_are_kept_offline_and_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,15 +45,36 @@ def test_what_is_no_whole_number_is_refused_by_its_key(given: Any) -> None:
         ("stage1.learning_rate", "fast"),
         ("gradient_clip", 0.0),
         ("stage1.uses_per_example", float("inf")),
+        ("sampling.guidance", -1),
+        ("trainer.workers", 0),
+        ("trainer.threads", "many"),
+        ("trainer.checkpoint_seconds", "often"),
+        ("protocol.single_photo_people", "all"),
+        ("seed", None),
     ],
 )
 def test_numbers_no_run_can_use_are_refused_before_anything_is_read(key: str, given: Any) -> None:
     sound = {"rank": 1, "gradient_clip": None, "stage1": {"q_warmup": 0, "prior_every": None, "learning_rate": "???"}}
-    Setting.of(OmegaConf.create({"trainer": {"device": "cpu"}, **sound}))
-    config = OmegaConf.create({"trainer": {"device": "cpu"}, **sound})
+    sound |= {"trainer": {"device": "cpu", "workers": "auto"}, "sampling": {"guidance": 0}}
+    sound |= {"protocol": {"single_photo_people": None}}
+    Setting.of(OmegaConf.create(sound))
+    config = OmegaConf.create(sound)
     OmegaConf.update(config, key, given)
     with pytest.raises(UserError, match=rf"not the number needed.*key: {key}"):
         Setting.of(config)
+
+
+def test_one_word_is_as_good_as_a_list() -> None:
+    setting = Setting({"one": "lora", "more": ["lora", "lora_aug"], "none": None, "path": 5})
+    assert [setting.words(key) for key in ("one", "more", "none", "path")] == [
+        ["lora"],
+        ["lora", "lora_aug"],
+        [],
+        ["5"],
+    ]
+    assert setting.words("more", known=("lora_aug", "lora")) == ["lora", "lora_aug"]
+    with pytest.raises(UserError, match="unknown in more; expected lora, meta_lora; got lora_aug; key: more"):
+        setting.words("more", known=("lora", "meta_lora"))
 
 
 def test_checkpoints_come_in_order_and_once() -> None:

@@ -344,7 +344,7 @@ def test_a_launcher_that_is_not_installed_is_one_line(
     with pytest.raises(SystemExit) as stop:
         main(["personalize", "-m", "rank=1,2", f"hydra/launcher={name}"])
     assert stop.value.code == 2
-    assert "pip install metalora[" in capsys.readouterr().err
+    assert "uv pip install -e '.[" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])

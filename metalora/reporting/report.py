@@ -13,7 +13,7 @@ from metalora.reporting.facesim import draw_facesim
 from metalora.reporting.grids import draw_grids
 from metalora.reporting.iterations import draw_iterations, draw_ranks
 from metalora.reporting.study import TARGET, Study, paper_reference
-from metalora.reporting.summary import headline, summarize
+from metalora.reporting.summary import check_headline, headline, summarize
 from metalora.reporting.tradeoff import draw_tradeoff
 
 
@@ -53,9 +53,10 @@ def write_report(
         about_world: a page beside index.html about the world, for a link.
 
     Raises:
-        UserError: no scores, or unreadable ones.
+        UserError: no scores, unreadable ones, or a headline about a method that neither they nor the report know.
     """
     study = Study(read_scores(scores), world=world, seconds=seconds, facts=facts, target=target, method=method)
+    check_headline(target=target.method, method=method, scored={cell.key.method for cell in study.cells})
     summary = summarize(study)
     sentence = headline(summary)
     write_json(summary_path, summary)

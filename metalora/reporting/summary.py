@@ -1,11 +1,13 @@
 """summary.json and the one sentence that says what came out."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
+from metalora.core.errors import UserError
 from metalora.core.metrics import Interval, StepsToMatch
 from metalora.evaluation.curves import METRICS, Cell
-from metalora.reporting.look import LABELS
+from metalora.reporting.look import LABELS, label
 from metalora.reporting.study import Study
 
 
@@ -127,12 +129,29 @@ def _number(value: float | None) -> float | None:
     return round(float(value), 5) if value is not None and math.isfinite(value) else None
 
 
+def check_headline(*, target: str, method: str, scored: Collection[str] = ()) -> None:
+    """Refuse a headline about a method that nobody knows; one that has not been run yet only leaves it open.
+
+    Args:
+        target: the method whose R-FaceSim is to be matched.
+        method: the method that is to match it.
+        scored: the methods that there are scores of, other programs' among them.
+
+    Raises:
+        UserError: neither a report nor the scores know one of them.
+    """
+    known = list(dict.fromkeys([*LABELS, *sorted(scored)]))
+    for key, name in (("headline.target", target), ("headline.method", method)):
+        if name not in known:
+            raise UserError("no such method", expected=", ".join(known), got=str(name), key=key)
+
+
 def headline(summary: dict[str, Any]) -> str:
     """What came out, in one sentence that is true whichever way it came out."""
     steps = summary["steps_to_match"]
     method = steps["method"]
-    target_method, target_iterations = steps["target"].split(" ")[0], steps["target"].split(" ")[-1]
-    who, goal = LABELS[method], f"the R-FaceSim of {LABELS[target_method]} at {target_iterations} iterations"
+    target_method, target_iterations = steps["target"].rsplit(" rank ", 1)[0], steps["target"].split(" ")[-1]
+    who, goal = label(method), f"the R-FaceSim of {label(target_method)} at {target_iterations} iterations"
     if "reason" in steps:
         return f"Whether {who} reaches {goal} cannot be said yet: {steps['reason']}."
     first, n, plain = steps["first_checkpoint"], steps[method], steps["plain"]

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ WORLDS = {
     "sd35": "Stable Diffusion 3.5",
     "sd15": "Stable Diffusion 1.5",
 }
-"""What numbers were measured on, by the backbone's name."""
+"""What numbers were measured on, by the base model's name."""
 
 
 def run(cfg: DictConfig) -> None:
@@ -50,6 +50,11 @@ def run(cfg: DictConfig) -> None:
     print(outcome.text)
     print(outcome.headline)
     print(f"report: {outcome.index}")
+
+
+def world_of(names: Iterable[str]) -> str:
+    """What numbers were measured on, in words; a base model of another program's by its own name."""
+    return " and ".join(sorted({WORLDS.get(name, name) for name in names}))
 
 
 def tell_study(setting: Setting, *, folder: Path, study: str, task: str) -> None:
@@ -108,12 +113,13 @@ def report(
             return Report(page, json.loads(summary.read_text()), made["headline"], made["text"])
     stamp.unlink(missing_ok=True)
     memory = ", ".join(f"{stage} {mb / 1024:.1f} GB" for stage, mb in found.peak_memory_mb().items())
-    about_world = write_world_page(pages).name if found.worlds() == {"mini"} else ""
+    worlds = found.worlds()
+    about_world = write_world_page(pages).name if worlds == {"mini"} else ""
     outcome = write_report(
         pages,
         scores=found.scores,
         summary_path=summary,
-        world=" and ".join(WORLDS.get(name, name) for name in sorted(found.worlds())),
+        world=world_of(worlds),
         seconds=found.seconds() | ({} if wall is None else {"wall clock, all runs": round(wall, 1)}),
         facts=facts | ({"peak memory": memory} if memory else {}),
         target=CellKey(headline["target"], headline["target_rank"], headline["target_iterations"]),

@@ -20,6 +20,7 @@ from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob
 from metalora.people.folder import PersonFolder
 from metalora.reporting.report import Report
+from metalora.reporting.summary import check_headline
 from metalora.tasks.artifact import Artifact, config_hash
 from metalora.tasks.evaluate import evaluate
 from metalora.tasks.generate import embedded_prompts, generate
@@ -226,6 +227,8 @@ def _with_method(setting: Setting, name: str) -> Setting:
 
 
 def _check(setting: Setting) -> None:
+    told = setting["headline"]
+    check_headline(target=told["target"], method=told["method"], scored=setting["methods"])
     if setting["out"]:
         raise UserError(
             "reproduce makes many folders",

@@ -23,6 +23,8 @@ _COUNTS = {
     "sampling.steps": 1,
     "sampling.batch_size": 1,
     "logger.samples": 0,
+    "headline.target_rank": 0,
+    "headline.target_iterations": 1,
     "seed": 0,
     **dict.fromkeys((f"protocol.{part}_people" for part in ("several_photo", "single_photo")), 0),
     **dict.fromkeys((f"protocol.{part}_prompts" for part in ("frontal", "clip")), 0),

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from metalora.adapters.artifacts import file_sha256
+from metalora.evaluation.curves import on_own_base
 from metalora.evaluation.embeddings import scorer_fingerprint
-from metalora.people.benchmark import load_benchmark
-from metalora.people.folder import photos_digest
+from metalora.evaluation.score_table import read_scores
 from metalora.tasks.artifact import MANIFEST, config_hash
 from metalora.tasks.meta_train import recipe_of
+from metalora.tasks.protocol import Asked
 from metalora.tasks.setting import Setting
 
 STAGES = ("prepare", "meta-train", "personalize", "generate", "evaluate")
@@ -38,7 +39,6 @@ def rates_hash(setting: Setting) -> str:
 
 
 def _values(setting: Setting) -> dict[str, Any]:
-    subjects = load_benchmark(Path(setting["benchmark.root"])).subjects
     given = given_priors(setting)
     return (
         {key: setting[key] for key in _SHARED}
@@ -50,8 +50,7 @@ def _values(setting: Setting) -> dict[str, Any]:
             "people": {key: setting[f"people.{key}"] for key in ("kind", "count", "photos")},
             "sampling": {key: value for key, value in setting["sampling"].items() if key != "batch_size"},
             "scorer": scorer_fingerprint(setting["scorer"]),
-            "benchmark": setting["benchmark.name"],
-            "photos": photos_digest([photo for s in subjects for photo in (s.reference, *s.test_photos)]),
+            "benchmark": Asked(setting, ()).version,
             "prompts": hashlib.sha256(Path(setting["benchmark.prompts"]).read_bytes()).hexdigest(),
         }
     )
@@ -79,8 +78,11 @@ class Used:
         return {stage: max(m["peak_memory_mb"] for m in found) for stage, found in self.manifests.items() if found}
 
     def worlds(self) -> set[str]:
-        """Names of the backbones that made the images."""
-        return {manifest["config"]["backbone"]["name"] for manifest in self.manifests["generate"]}
+        """Names of the base models that the scores tell of, other programs' too; of NAME@FINGERPRINT the name."""
+        if not self.scores:
+            return set()
+        told = on_own_base(read_scores(self.scores))["base_model"].dropna()
+        return {name for model in told.unique() if (name := str(model).split("@")[0])}
 
 
 def used(folder: Path, study: str) -> Used:

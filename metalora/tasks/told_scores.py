@@ -1,6 +1,7 @@
 """What an evaluation tells: metrics.csv with a row per cell, the same as a table, and curves over iterations."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,9 @@ def tell_cells(tracker: Tracker, scores: "pd.DataFrame", *, folder: Path | None 
     found = cells(scores)
     rows = [_row(cell) for cell in found]
     if folder is not None:
-        lines = [",".join("" if value is None else str(value) for value in row) for row in (COLUMNS, *rows)]
-        write_bytes(folder / FILE, ("\n".join(lines) + "\n").encode())
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        write_bytes(folder / FILE, text.getvalue().encode())
     tracker.table(TABLE, COLUMNS, rows)
     trained = [cell for cell in found if cell.key.method != BASE]
     if len({(cell.key.method, cell.key.rank) for cell in trained}) == 1:

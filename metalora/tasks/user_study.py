@@ -43,11 +43,11 @@ def _serve(setting: Setting) -> None:
     from metalora.reporting.user_study.server import StudyServer
 
     store = Store(Path(setting["study"]))
+    host, port = str(setting["host"]), whole(setting, "port", least=0, most=65_535)
     top_up(store, participants_of(setting, default=0))
-    host, port = str(setting["host"]), setting["port"]
     try:
-        server = StudyServer(store, host=host, port=int(port), consent=_consent(setting, store))
-    except (OSError, OverflowError, ValueError) as error:
+        server = StudyServer(store, host=host, port=port, consent=_consent(setting, store))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"cannot listen on {host}:{port}", expected="a free port (0 takes any)", got=str(error), key="host, port"
         ) from None
@@ -84,9 +84,9 @@ def _consent(setting: Setting, store: Store) -> str:
 
 def _analyse(setting: Setting) -> None:
     from metalora.reporting.look import label
-    from metalora.reporting.user_study.analysis import analyse, read_answers
+    from metalora.reporting.user_study.analysis import analyse, asked_about, read_answers
     from metalora.reporting.user_study.results import write_results
-    from metalora.tasks.report import WORLDS
+    from metalora.tasks.report import world_of
 
     store = Store(Path(setting["study"]))
     answers = read_answers(store, kind="simulated" if setting["simulated"] else "person")
@@ -104,13 +104,13 @@ def _analyse(setting: Setting) -> None:
         )
     ]
     told = store.settings
-    worlds = sorted({str(fact["base_model"]).split("@")[0] for fact in told["facts"].values()})
+    facts = {model: told["facts"][model] for model in asked_about(answers.choices)}
     results = write_results(
         Path(setting["out"]) if setting["out"] else Path(setting["study"]).parent,
         answers=answers,
         analyses=analyses,
-        world=" and ".join(WORLDS.get(name, name) for name in worlds),
-        facts={label(m): _fact(told["facts"][m]) for m in dict.fromkeys([*told["models"], *told["pair"]])}
+        world=world_of(fact["base_model"].split("@")[0] for fact in facts.values()),
+        facts={label(model): _fact(fact) for model, fact in facts.items()}
         | {"questions": json.dumps(told["counts"]), "seed": told["seed"], "order": told["order"]},
     )
     print(results.text)
@@ -153,11 +153,11 @@ def participants_of(setting: Setting, *, default: int = 25) -> int:
     return default if setting["participants"] is None else whole(setting, "participants", most=10_000)
 
 
-def whole(setting: Setting, key: str, *, most: int) -> int:
-    """A whole number from 1 to `most` under a key, or UserError."""
+def whole(setting: Setting, key: str, *, least: int = 1, most: int) -> int:
+    """A whole number from `least` to `most` under a key, or UserError."""
     value = setting[key]
-    if type(value) is not int or not 1 <= value <= most:
+    if type(value) is not int or not least <= value <= most:
         raise UserError(
-            "not a number that works here", expected=f"a whole number from 1 to {most}", got=str(value), key=key
+            "not a number that works here", expected=f"a whole number from {least} to {most}", got=str(value), key=key
         )
     return value

@@ -26,7 +26,7 @@ OPPONENTS += ("lora_aug", "lora")
 
 def build(setting: Setting) -> None:
     """Draw the questions, write the file, invite the participants; the very same study is left as it is."""
-    folders = find_folders([Path(folder) for folder in _words(setting, "images")])
+    folders = find_folders([Path(folder) for folder in setting.words("images")])
     checkpoints, path = _mapping(setting, "checkpoints"), Path(setting["study"])
     with Board() as board:
         subjects = load_benchmark(ensure_benchmark(setting, progress=board.reporter("prepare"))).subjects
@@ -41,7 +41,8 @@ def build(setting: Setting) -> None:
         if not questions:
             raise UserError("a study without questions", expected="questions", got="none", key="questions")
         settings["digest"] = _digest(settings, questions)
-        if _standing(path, settings["digest"], overwrite=setting["overwrite"] is True):
+        overwrite = setting["overwrite"] is True
+        if _standing(path, settings["digest"], overwrite=overwrite):
             board.say("the study is there already")
         else:
             progress = board.reporter("study")
@@ -51,6 +52,7 @@ def build(setting: Setting) -> None:
                 settings=settings,
                 side=whole(setting, "side", most=4096),
                 quality=whole(setting, "quality", most=100),
+                overwrite=overwrite,
                 progress=progress,
             )
         store = Store(path)
@@ -61,8 +63,8 @@ def build(setting: Setting) -> None:
 
 
 def _design(setting: Setting, pool: Pool) -> Design:
-    models = tuple(_words(setting, "models")) or pool.methods
-    pair = _words(setting, "pair") or [next((m for m in OPPONENTS if m in pool.methods), OPPONENTS[0]), "meta_lora"]
+    models = tuple(setting.words("models")) or pool.methods
+    pair = setting.words("pair") or [next((m for m in OPPONENTS if m in pool.methods), OPPONENTS[0]), "meta_lora"]
     if len(set(models)) < 2 or len(set(models)) < len(models) or len(models) > 9:
         raise UserError(
             "not the models for a choice",
@@ -78,7 +80,7 @@ def _design(setting: Setting, pool: Pool) -> Design:
         c: {part: setting.numbers(f"questions.{c}.{part}", least=0, count=1)[0] for part in ("unsplash", "ffhq")}
         for c in CATEGORIES
     }
-    kinds = {c: _words(setting, f"question_prompts.{c}") for c in CATEGORIES}
+    kinds = {c: setting.words(f"question_prompts.{c}") for c in CATEGORIES}
     if unknown := sorted({kind for given in kinds.values() for kind in given} - set(KINDS)):
         raise UserError(
             "no such kind of prompt", expected=", ".join(KINDS), got=", ".join(unknown), key="question_prompts"
@@ -95,12 +97,6 @@ def _design(setting: Setting, pool: Pool) -> Design:
         set_size=whole(setting, "set_size", most=6),
         seed=setting["seed"],
     )
-
-
-def _words(setting: Setting, key: str) -> list[str]:
-    """A list of words under a key; one word is a list of one, null is none."""
-    given = setting[key]
-    return [str(word) for word in (given if isinstance(given, list) else [] if given is None else [given])]
 
 
 def _mapping(setting: Setting, key: str) -> Mapping[str, Any]:
@@ -145,26 +141,14 @@ def _standing(path: Path, digest: str, *, overwrite: bool) -> bool:
     """Whether the very same study is there; another one's links may have been given out, and would die with it.
 
     Raises:
-        UserError: another one is, and has answers, or has links and is not to be overwritten.
+        UserError: another one is, and may not be replaced (`Store.require_unused`).
     """
     if not path.exists():
         return False
     store = Store(path)
     if store.settings["digest"] == digest:
         return True
-    if store.answers():
-        raise UserError(
-            f"the study {path} is another one and has {store.answers()} answers",
-            expected="a new file for a new study",
-            key="study",
-        )
-    links = sum(len(store.invitations(kind=kind)) for kind in ("person", "trial"))
-    if links and not overwrite:
-        raise UserError(
-            f"the study {path} is another one and has {links} links, which may have been given out",
-            expected="a new file for a new study, or overwrite=true to end these links",
-            key="study, overwrite",
-        )
+    store.require_unused(overwrite=overwrite)
     return False
 
 

@@ -16,6 +16,7 @@ from metalora.reporting import tables
 from metalora.reporting.grids import TILE, Grid, Row, Tile, compose
 from metalora.reporting.report import write_report
 from metalora.reporting.world import write_world_page
+from metalora.tasks.report import report as report_task
 
 SETTING = {
     "world": "made-up <numbers>",
@@ -174,6 +175,26 @@ def test_a_grid_shows_its_pictures_and_leaves_gaps_pale(tmp_path):
     assert (sheet == (245, 245, 245)).all(axis=-1).sum() == 2 * TILE * TILE
     blue = (sheet == (10, 10, 200)).all(axis=-1)
     assert blue.any(axis=1).nonzero()[0].max() < red.any(axis=1).nonzero()[0].min()
+
+
+def test_numbers_of_another_base_are_not_called_the_mini_worlds(tmp_path):
+    """Images of another program beside a mini base, reported as `metalora report` does."""
+    table = tmp_path / "evaluate" / "a"
+    make_scores(table, people=1, clip_people=1, prompts=1, iterations=(375,), methods=("lora_aug",))
+    scores = pd.read_parquet(table / "scores.parquet")
+    scores.loc[scores["method"] == "lora_aug", ["method", "base_model"]] = "mine", "SDXL"
+    scores.to_parquet(table / "scores.parquet")
+    config = {"config": {"study": "S"}, "parents": {}, "seconds": 1.0, "peak_memory_mb": 1}
+    (table / "manifest.json").write_text(json.dumps(config))
+    headline = {"target": "lora_aug", "target_rank": 1, "target_iterations": 625, "method": "mine"}
+    made = report_task(tmp_path, study="S", headline=headline, facts={})
+    world = "SDXL and the mini world: synthetic people, tiny models"
+    assert made.summary["world"] == world and made.text.startswith(f"Measured: {world}\n")
+    assert f"measured on {world}" in " ".join("".join(Page(made.index).text).split())
+    assert made.headline.startswith("Whether mine reaches the R-FaceSim of LoRA+aug at 625 iterations")
+    for key in ("target", "method"):
+        with pytest.raises(UserError, match=rf"no such method; expected .*, mine; got foo; key: headline\.{key}"):
+            report_task(tmp_path, study="S", headline=headline | {key: "foo"}, facts={})
 
 
 def test_scores_print_like_the_papers():

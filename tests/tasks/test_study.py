@@ -6,11 +6,17 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
+from test_conf import composed
 
+from metalora.configuration import conf_dir
 from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import Artifact, peak_memory_mb, reset_peak_memory
-from metalora.tasks.study import Clock, newest_study, runs, used
+from metalora.tasks.report import world_of
+from metalora.tasks.setting import Setting
+from metalora.tasks.study import Clock, newest_study, rates_hash, runs, study_hash, used
 
 
 def manifest(folder: Path, stage: str, name: str, **values: object) -> None:
@@ -41,10 +47,31 @@ def test_a_study_is_followed_back_to_what_it_was_made_from(folder: Path) -> None
     found = used(folder, "S")
     assert found.seconds() == {"meta-train": 5.0, "personalize": 5.0, "generate": 2.0, "evaluate": 2.0}
     assert found.peak_memory_mb()["personalize"] == 300
-    assert found.worlds() == {"mini"}
     assert [path.parent.name for path in found.scores] == ["z-first", "a-second"], "oldest first: the newest row wins"
     assert newest_study(folder) == "T"
     assert newest_study(folder / "nowhere") is None
+
+
+def test_the_world_is_that_of_the_images_whoever_drew_them(tmp_path: Path) -> None:
+    """Of other programs' and published methods' images there is no manifest in `generate`; the scores tell of all."""
+    rows = [("base", "mini@0123456789abcdef"), ("base", "sd15@0"), ("mine", "SDXL"), ("photo_test", "")]
+    for number, tables in enumerate((rows[:2], rows[2:])):
+        manifest(tmp_path, "evaluate", str(number), config={"study": "S"})
+        keys = {
+            "rank": 0,
+            "iterations": 0,
+            "identity": "anna",
+            "prompt_id": "p",
+            "seed": 0,
+            "steps": 1,
+            "guidance": 1.0,
+        }
+        told = [{"file": "a.png", "reference": "", "method": m, "base_model": base} | keys for m, base in tables]
+        pd.DataFrame(told).to_parquet(tmp_path / "evaluate" / str(number) / "scores.parquet")
+    assert used(tmp_path, "S").worlds() == {"mini", "SDXL"}, "a base that nothing stands on is not reported"
+    assert used(tmp_path, "T").worlds() == set()
+    assert world_of({"mini", "SDXL"}) == "SDXL and the mini world: synthetic people, tiny models"
+    assert world_of({"sdxl", "SDXL"}) == "SDXL"
 
 
 def test_the_clock_adds_up_runs_of_one_study_cut_ones_too(tmp_path: Path) -> None:
@@ -70,6 +97,22 @@ def test_a_replaced_photo_makes_another_set(tmp_path: Path) -> None:
     assert photos_digest(photos[:1]) != before
     photos[1].write_bytes(b"another photo")
     assert photos_digest(photos) != before
+
+
+def test_a_test_photo_replaced_by_one_of_the_same_size_makes_another_study(tmp_path: Path) -> None:
+    for name in ("unsplash/ann/0.bmp", "unsplash/ann/1.bmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / name)
+    (tmp_path / "identities.json").write_text('{"ann": "woman"}')
+    prompts = conf_dir() / "prompts" / "mini_phd.yaml"
+    words = ("task=evaluate", "benchmark=meta_phd", f"benchmark.root={tmp_path}", f"benchmark.prompts={prompts}")
+    setting = Setting.of(composed(*words))
+    before = study_hash(setting), rates_hash(setting)
+    assert (study_hash(Setting.of(composed(*words))), rates_hash(setting)) == before
+    size = (tmp_path / "unsplash/ann/1.bmp").stat().st_size
+    Image.new("RGB", (16, 16), (200, 9, 9)).save(tmp_path / "unsplash/ann/1.bmp")
+    assert (tmp_path / "unsplash/ann/1.bmp").stat().st_size == size
+    assert study_hash(setting) != before[0] and rates_hash(setting) != before[1]
 
 
 PEAK_FALLS = """

@@ -1,11 +1,16 @@
-"""What scores came from: the very LoRAs that the personalizations made, each a run of its own."""
+"""What scores came from: the very LoRAs that the personalizations made, each a run of its own; and what they say."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from metalora.core.contracts import GeneratedImage
 from metalora.core.manifest import FILE_NAME, to_line
-from metalora.tasks.told_scores import tell_lineage
+from metalora.evaluation.score_table import unscored_row
+from metalora.people.benchmark import Subject
+from metalora.tasks.told_scores import COLUMNS, FILE, last_scores, tell_cells, tell_lineage
 from metalora.tasks.tracking import Thing, Tracker, digest_of
 
 
@@ -53,3 +58,22 @@ def test_men_and_women_scored_together_come_from_two_personalizations(tmp_path: 
     assert [(thing.digest, thing.facts) for thing in heard.ends] == [
         (digest_of(hashes), (("iterations", count),)) for hashes, count in made
     ]
+
+
+def test_a_method_of_another_program_may_have_any_name(tmp_path: Path) -> None:
+    """A comma, a quote: every number stays in its column, and other rows are as without."""
+    ann = Subject("ann", "woman", tmp_path / "ann.png", (), "ffhq")
+    options: dict[str, Any] = {"identity": "ann", "base_model": "tiny", "steps": 1, "guidance": 1.0, "size": (64, 64)}
+    rows = []
+    for seed, method in enumerate(('mine, "tuned"', "lora")):
+        image = GeneratedImage(file=f"{seed}.png", method=method, prompt_id="p", seed=seed, rank=1, **options)
+        rows.append(unscored_row(image, tmp_path / image.file, ann) | {"clip_t": 0.75})
+    for name in ("alone", "both"):
+        tell_cells(Tracker(), pd.DataFrame(rows[1:] if name == "alone" else rows), folder=tmp_path / name)
+    alone, both = ((tmp_path / name / FILE).read_text() for name in ("alone", "both"))
+    header, lora = alone.splitlines()
+    assert header == ",".join(COLUMNS) and lora == "lora,1,0,woman,1,1,,,0.75,,"
+    assert both.startswith(alone)
+    mine = list(csv.DictReader(both.splitlines()))[1]
+    assert mine["method"] == 'mine, "tuned"' and mine["images"] == "1" and mine["eval/clip_t"] == "0.75"
+    assert "CLIP-T 75.0" in last_scores(tmp_path / "both" / "scores.parquet", of="score mine")

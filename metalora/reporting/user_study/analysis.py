@@ -73,9 +73,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One part of a study: shares by column (overall first), comparisons of one model with all others, shifts."""
+    """One part of a study: shares by column (overall first), comparisons of `ours` with all others, shifts.
+
+    There are no comparisons where `ours` was not in the part.
+    """
 
     part: int
+    ours: str
     participants: int
     questions: Mapping[str, int]
     shares: tuple[Share, ...]
@@ -128,6 +132,11 @@ def read_answers(store: Store, *, kind: str) -> Answers:
     return Answers(kind, len(finished), unfinished, choices)
 
 
+def asked_about(choices: Mapping[str, Choices]) -> tuple[str, ...]:
+    """The models that there were questions about."""
+    return tuple(dict.fromkeys(model for one in choices.values() for model in one.models))
+
+
 def analyse(
     choices: Mapping[str, Choices], *, part: int, ours: str, resamples: int = 10_000, seed: int = 0
 ) -> Analysis | None:
@@ -138,10 +147,21 @@ def analyse(
     pigeonhole bootstrap), for what would hold on other questions.
 
     Args:
+        choices: of all parts.
         ours: the model that every other is tested against.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+
+    Raises:
+        UserError: `ours` was in no part.
     """
+    if ours not in (asked := asked_about(choices)):
+        raise UserError(
+            "the model to test others against was not in the study",
+            expected=", ".join(asked),
+            got=str(ours),
+            key="ours",
+        )
     columns = {c: choices[c] for c in PARTS[part] if c in choices}
     if not columns:
         return None
@@ -167,6 +187,7 @@ def analyse(
     exact = _exact(columns)
     return Analysis(
         part,
+        ours,
         participants,
         {c: one.chosen_PQ.shape[1] for c, one in columns.items()},
         tuple(shares),
@@ -235,11 +256,9 @@ def _against(
     resampled: Mapping[str, np.ndarray],
     exact: Mapping[str, list[list[Fraction]]],
 ) -> tuple[Comparison, ...]:
-    """One model against every other in every column, corrected over all of them."""
+    """One model against every other in every column, corrected over all of them; nothing where it was not."""
     if ours not in models:
-        raise UserError(
-            "the model to test others against was not in the study", expected=", ".join(models), got=ours, key="ours"
-        )
+        return ()
     a = models.index(ours)
     found = [
         (

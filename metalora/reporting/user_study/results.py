@@ -49,7 +49,7 @@ def write_results(
         facts: more about the study, for the reader.
     """
     prefix = "" if answers.kind == "person" else f"{answers.kind}_"
-    head = _head(answers, world=world)
+    head = _head(answers, analyses, world=world)
     tables = [table for analysis in analyses for table in _tables(analysis, kind=answers.kind)]
     told = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     page = "\n\n".join([f"# User study: {world}", *head, told, *(_markdown(table) for table in tables), METHOD]) + "\n"
@@ -61,10 +61,16 @@ def write_results(
     return Results("\n\n".join([*head, *(as_text(table) for table in tables), METHOD]), files)
 
 
-def _head(answers: Answers, *, world: str) -> list[str]:
+def _head(answers: Answers, analyses: Sequence[Analysis], *, world: str) -> list[str]:
     lines = [_marked(answers.kind)] if answers.kind != "person" else []
     left_out = f"; {answers.unfinished} who did not finish are left out" if answers.unfinished else ""
-    return [*lines, f"{answers.participants} participants who answered every question{left_out}. Images: {world}."]
+    lines += [f"{answers.participants} participants who answered every question{left_out}. Images: {world}."]
+    lacking = [a for a in analyses if not a.comparisons]
+    return [*lines, *(f"{_table(a.part)} has no differences: {label(a.ours)} was not in it." for a in lacking)]
+
+
+def _table(part: int) -> str:
+    return TITLES[part].split(",")[0]
 
 
 def _marked(kind: str) -> str:
@@ -77,7 +83,7 @@ def _tables(analysis: Analysis, *, kind: str) -> list[Table]:
     ours = {s.model for s in analysis.shares}
     theirs = {row["method"] for row in paper_reference()["user_study"][f"table_{analysis.part}"]["rows"]}
     other = "" if ours == theirs else "; the paper's are of a choice between other models"
-    name = f"{TITLES[analysis.part].split(',')[0]}{note}"
+    name = f"{_table(analysis.part)}{note}"
     found = [
         _shares(analysis, f"{TITLES[analysis.part]}{note}: percent of answers [95%] (questions: {asked}){other}"),
         _tests(analysis, f"{name}: differences in points"),

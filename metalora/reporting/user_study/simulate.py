@@ -46,13 +46,14 @@ def simulate(
             category compares. None: all alike.
 
     Raises:
-        UserError: an unknown model or category, or shares that say nothing.
+        UserError: a model or category that no question is about, or shares that say nothing about one that is.
     """
     settings = store.settings
-    shares = {
-        category: _shares(preferences, category, settings["models"] if category in PARTS[1] else settings["pair"])
-        for category in CATEGORIES
-    }
+    with store.connect() as connection:
+        asked = {row[0] for row in connection.execute("SELECT DISTINCT category FROM question")}
+    models = {c: settings["models"] if c in PARTS[1] else settings["pair"] for c in CATEGORIES if c in asked}
+    given = _by_category(preferences, models)
+    shares = {category: _shares(given[category], category, models[category]) for category in models}
     if type(spread) not in (int, float) or not 0 < spread < float("inf") or participants < 1:
         raise UserError(
             "nothing to simulate",
@@ -80,16 +81,27 @@ def simulate(
             answering.answer(store, person, position=position, place=place, seconds=0.0)
 
 
-def _shares(preferences: Mapping[str, Any] | None, category: str, models: list[str]) -> np.ndarray:
-    given: Mapping[str, Any] = preferences or {}
+def _by_category(preferences: Any, models: Mapping[str, list[str]]) -> dict[str, Mapping[str, Any]]:
+    """What was given for each category, none of it for models or categories that there are no questions about."""
+    given = {} if preferences is None else preferences
     if not isinstance(given, Mapping):
         raise UserError("preferences go by model", expected="{MODEL: SHARE, ...}", got=str(given), key="preferences")
     if given and all(isinstance(value, Mapping) for value in given.values()):
-        if unknown := sorted(set(given) - set(CATEGORIES)):
-            raise UserError(
-                "no such category", expected=", ".join(CATEGORIES), got=", ".join(unknown), key="preferences"
-            )
-        given = given.get(category, {})
+        _require_known(given, list(models), what="no such category in the study")
+        for category, of_category in given.items():
+            _require_known(of_category, models[category], what=f"no such model in {category}")
+        return {category: given.get(category, {}) for category in models}
+    everybody = list(dict.fromkeys(model for compared in models.values() for model in compared))
+    _require_known(given, everybody, what="no such model in the study")
+    return dict.fromkeys(models, given)
+
+
+def _require_known(given: Mapping[str, Any], known: list[str], *, what: str) -> None:
+    if unknown := sorted(str(name) for name in given if name not in known):
+        raise UserError(what, expected=", ".join(known), got=", ".join(unknown), key="preferences")
+
+
+def _shares(given: Mapping[str, Any], category: str, models: list[str]) -> np.ndarray:
     if not given:
         return np.full(len(models), 1 / len(models))
     try:

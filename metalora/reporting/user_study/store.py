@@ -141,10 +141,51 @@ class Store:
             rows = connection.execute("SELECT id, kind, token FROM participant WHERE kind = ? ORDER BY id", (kind,))
             return [Invitation(*row) for row in rows]
 
+    def require_unused(self, *, overwrite: bool) -> None:
+        """Refuse to let another study take this one's place.
+
+        Args:
+            overwrite: whether links that may have been given out may end.
+
+        Raises:
+            UserError: it has answers, or links that may not end.
+        """
+        with self.connect() as connection:
+            _require_unused(connection, self.path, overwrite=overwrite)
+
+    def end(self, *, overwrite: bool) -> None:
+        """End a study for good where `require_unused` allows it: no link takes an answer any more, and no `-wal` is
+        left beside the file, which SQLite would take for that of the next one."""
+        with contextlib.closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("BEGIN IMMEDIATE")  # waits until nobody else has it open
+            _require_unused(connection, self.path, overwrite=overwrite)
+            connection.execute("DELETE FROM showing")
+            connection.execute("DELETE FROM participant")
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode = DELETE")
+
     def answers(self) -> int:
         """How many answers there are, of everybody."""
         with self.connect() as connection:
             return connection.execute("SELECT COUNT(*) FROM answer").fetchone()[0]
+
+
+def _require_unused(connection: sqlite3.Connection, path: Path, *, overwrite: bool) -> None:
+    (answers,) = connection.execute("SELECT COUNT(*) FROM answer").fetchone()
+    (links,) = connection.execute("SELECT COUNT(*) FROM participant WHERE kind != 'simulated'").fetchone()
+    if answers:
+        raise UserError(
+            f"the study {path} is another one and has {answers} answers",
+            expected="a new file for a new study",
+            key="study",
+        )
+    if links and not overwrite:
+        raise UserError(
+            f"the study {path} is another one and has {links} links, which may have been given out",
+            expected="a new file for a new study, or overwrite=true to end these links",
+            key="study, overwrite",
+        )
 
 
 def write_study(
@@ -154,18 +195,20 @@ def write_study(
     settings: Mapping[str, Any],
     side: int,
     quality: int,
+    overwrite: bool = False,
     progress: Any = None,
 ) -> Store:
-    """Write a new study file, its pictures inside; nobody is invited yet.
+    """Write a new study file, its pictures inside; nobody is invited yet. A study that is there then comes to its end.
 
     Args:
         settings: models, pair, order and whatever the study is to remember; plain values.
         side: the longer side of a picture in pixels, at most.
         quality: of WebP, 1 to 100.
+        overwrite: whether the links of the study that is there may end.
         progress: called as progress("pictures", done, total).
 
     Raises:
-        UserError: a picture cannot be read.
+        UserError: a picture cannot be read, or the study that is there may not end (`Store.require_unused`).
     """
     with atomic_path(path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as connection:
         connection.executescript(_SCHEMA)
@@ -177,6 +220,8 @@ def write_study(
             if progress:
                 progress("pictures", number + 1, len(questions))
         connection.commit()
+        if path.exists():  # encoding took a while: it may have been answered since
+            Store(path).end(overwrite=overwrite)
     path.chmod(0o600)  # tokens are secrets
     store = Store(path)
     with store.connect() as connection:

@@ -163,9 +163,9 @@ def simulated(made_up: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def results(store: Store, out: Path, *, kind: str) -> tuple[str, tuple[Path, ...]]:
+def results(store: Store, out: Path, *, kind: str, ours: str = "meta_lora") -> tuple[str, tuple[Path, ...]]:
     answers = read_answers(store, kind=kind)
-    analyses = [found for part in (1, 2) if (found := analyse(answers.choices, part=part, ours="meta_lora"))]
+    analyses = [found for part in (1, 2) if (found := analyse(answers.choices, part=part, ours=ours))]
     written = write_results(out, answers=answers, analyses=analyses, world="made up", facts={"seed": 0})
     return written.text, written.files
 
@@ -191,6 +191,16 @@ def test_simulated_answers_go_the_whole_way_and_are_labelled_everywhere(simulate
                 zip(METHODS if table == "1" else ("pulid", "meta_lora"), papers_shares(int(table), column), strict=True)
             )
             assert float(row["percent"]) == pytest.approx(100 * wanted[row["model"]], abs=15)
+
+
+def test_a_model_of_one_part_is_tested_there_alone(simulated: Store, tmp_path: Path) -> None:
+    """Part 2 keeps its shares, has no differences, and says so, where it is read and where it is kept."""
+    text, files = results(simulated, tmp_path, kind="simulated", ours="lora_aug")
+    said = "Table 2 has no differences: LoRA+aug was not in it."
+    assert said in text and said in files[0].read_text() and "Table 1 has no" not in text
+    shares, comparisons = (list(csv.DictReader(path.open())) for path in files[1:])
+    assert {row["table"] for row in shares} == {"1", "2"}
+    assert {(row["table"], row["a"]) for row in comparisons if row["kind"] == "difference"} == {("1", "lora_aug")}
 
 
 def test_the_same_answers_give_the_same_files(simulated: Store, tmp_path: Path) -> None:
@@ -228,7 +238,10 @@ def test_only_finished_participants_count(made_up: Path, tmp_path: Path) -> None
     [
         ({"meta_lora": "much"}, "no number"),
         ({"meta_lora": -1}, "say nothing"),
-        ({"dreambooth": 1}, "say nothing"),
+        ({"pulid": 0, "meta_lora": 0}, "say nothing"),
+        ({"instantid_lightning": 1}, "say nothing about recontextualized"),
+        ({"pulid": 1, "lora_aug": 2, "metaloar": 90}, "no such model in the study; .*; got metaloar"),
+        ({"stylized": {"lora_aug": 1}}, "no such model in stylized; expected pulid, meta_lora; got lora_aug"),
         ({"painted": {"meta_lora": 1}}, "no such category"),
         (0.5, "preferences go by model"),
     ],

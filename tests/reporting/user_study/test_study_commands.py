@@ -9,7 +9,9 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,6 +25,8 @@ from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest, write_manifest
 from metalora.reporting import look
 from metalora.reporting.study import paper_reference
+from metalora.reporting.user_study import answering
+from metalora.reporting.user_study import store as store_module
 from metalora.reporting.user_study.server import StudyServer
 from metalora.reporting.user_study.store import Store
 from metalora.tasks.user_study import run
@@ -122,6 +126,91 @@ def test_the_commands_in_turn(made_up: Path, tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "simulated_shares.csv").is_file() and not (tmp_path / "shares.csv").exists()
     with pytest.raises(UserError, match="is another one and has 48 answers"):
         build(made_up, tmp_path, *SMALL, "seed=1")
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_happened_while_pictures_were_encoded_is_not_lost(
+    made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """An answer, or a link that may not end: the study stays as it is, its links too."""
+    file = tmp_path / "study.sqlite"
+    build(made_up, tmp_path, *SMALL, "participants=2")
+    store = Store(file)
+    if not overwrite:
+        store.end(overwrite=True)  # as if nobody had been invited
+    write = store_module._write_question
+
+    def meanwhile(*given: Any, **more: Any) -> None:
+        write(*given, **more)
+        if not overwrite:
+            store.invite(1)
+        elif store.answers() == 0:
+            answer_first(store, store.invitations()[0].token)
+
+    monkeypatch.setattr(store_module, "_write_question", meanwhile)
+    told = "has 1 answers" if overwrite else "links, which may have been given out"
+    with pytest.raises(UserError, match=told):
+        build(made_up, tmp_path, *SMALL, "seed=1", f"overwrite={overwrite}")
+    assert store.settings["seed"] == 0 and store.answers() == overwrite and store.invitations()
+    assert [path.name for path in tmp_path.glob("*study*")] == ["study.sqlite"]
+
+
+def answer_first(store: Store, token: str) -> None:
+    """A participant agrees and answers the first question."""
+    for _ in range(2):
+        person = answering.find(store, token)
+        assert person is not None
+        answering.consent(store, person)
+    answering.answer(store, person, position=0, place=0, seconds=1.0)
+
+
+def test_a_study_whose_place_is_taken_takes_no_answer(made_up: Path, tmp_path: Path) -> None:
+    """Who was let in before it ended is refused after; a reader who has it open is waited for."""
+    store = study(tmp_path / "study.sqlite", made_up)
+    (invitation,) = store.invite(1)
+    for _ in range(2):
+        person = answering.find(store, invitation.token)
+        assert person is not None
+        answering.consent(store, person)
+    reading, closed = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with store.connect() as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT COUNT(*) FROM answer").fetchone()
+            reading.set()
+            time.sleep(0.3)
+            closed.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert reading.wait(30)
+    store.end(overwrite=True)
+    assert closed.is_set()
+    reader.join()
+    assert not (tmp_path / "study.sqlite-wal").exists()
+    with pytest.raises(answering.RefusedError):
+        answering.answer(store, person, position=0, place=0, seconds=1.0)
+    assert store.answers() == 0 and not store.invitations()
+
+
+def test_a_part_without_questions_needs_no_images_of_its_models(
+    made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA and LoRA+aug alone, though part 2 would be against Meta-LoRA: built, answered and analysed."""
+    make_images(tmp_path / "images", made_up / "benchmark", methods=("lora", "lora_aug"))
+    none = [f"questions.{c}={{unsplash:0,ffhq:0}}" for c in ("recontextualized", "stylized")]
+    build(made_up, tmp_path, *SMALL, *none, f"images={tmp_path / 'images'}")
+    file = f"study={tmp_path / 'study.sqlite'}"
+    with pytest.raises(UserError, match=r"no such model in the study; expected lora, lora_aug; got meta_lora"):
+        metalora("simulate", file, "preferences={lora:1,lora_aug:3,meta_lora:90}")
+    metalora("simulate", file, "participants=3", "preferences={multi:{lora:1,lora_aug:3},single:{lora:1}}")
+    with pytest.raises(UserError, match=r"expected lora, lora_aug; got meta_lora; key: ours"):
+        metalora("analyse", file, "simulated=true", "resamples=200")
+    metalora("analyse", file, "simulated=true", "resamples=200", "ours=lora_aug")
+    assert "LoRA+aug minus LoRA" in capsys.readouterr().out
+    page = (tmp_path / "simulated_study.md").read_text()
+    assert "- LoRA+aug: rank 1 at 625 iterations" in page and "- Meta-LoRA:" not in page
 
 
 SMALL = [f"questions.{c}={{unsplash:2,ffhq:0}}" for c in ("multi", "single")]
@@ -233,6 +322,9 @@ def test_a_busy_port_and_a_missing_consent_text_end_in_one_line(made_up: Path, t
         taken.listen()
         with pytest.raises(UserError, match=r"cannot listen on 127.0.0.1"):
             metalora("serve", f"study={tmp_path / 'study.sqlite'}", f"port={taken.getsockname()[1]}")
+    for port in ("null", "http", "80.5", "65536"):
+        with pytest.raises(UserError, match=r"a whole number from 0 to 65535; got .*; key: port"):
+            metalora("serve", f"study={tmp_path / 'study.sqlite'}", f"port={port}")
     with pytest.raises(UserError, match="cannot read the consent text"):
         metalora("serve", f"study={tmp_path / 'study.sqlite'}", "port=0", f"consent={tmp_path / 'none.txt'}")
 

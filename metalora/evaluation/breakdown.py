@@ -61,10 +61,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Method a minus method b on the people that both have; p of a two-sided sign-flip test over people."""
+    """Method a minus method b on the people that both have; p of a two-sided sign-flip test over people.
+
+    `classes` are those that both methods have.
+    """
 
     a: CellKey
     b: CellKey
+    classes: tuple[str, ...]
     measure: str
     difference: Interval
     p: float
@@ -121,13 +125,22 @@ def _people(rows: "pd.DataFrame", measure: Measure, *, among: Sequence[str]) -> 
 
 
 def paired_tests(scores: "pd.DataFrame") -> tuple[PairedTest, ...]:
-    """Every pair of methods (not the base) in every measure that both have, over people of all classes."""
-    keys = [key for key in cell_keys(scores) if key.method != BASE]
+    """Every pair of methods (not the base) in every measure and over people of every class that both have."""
+    import pandas as pd
+
     measures = {measure.name: measure for measure in MEASURES}
+    nouns = [noun for noun in class_nouns(scores) if noun != BOTH]
+    tables = {
+        key: {noun: rows for noun in nouns if not (rows := rows_of(scores, key, class_noun=noun)).empty}
+        for key in cell_keys(scores)
+        if key.method != BASE
+    }
     found = []
-    everybody = BOTH if BOTH in class_nouns(scores) else str(scores["class_noun"].iloc[0])
-    for a, b in combinations(keys, 2):
-        rows_a, rows_b = (rows_of(scores, key, class_noun=everybody) for key in (a, b))
+    for a, b in combinations(tables, 2):
+        classes = tuple(noun for noun in nouns if noun in tables[a] and noun in tables[b])
+        if not classes:
+            continue
+        rows_a, rows_b = (pd.concat([tables[key][noun] for noun in classes]) for key in (a, b))
         people = sorted(set(rows_a["identity"]) & set(rows_b["identity"]))
         for name in TESTED:
             of_a, of_b = (
@@ -137,7 +150,7 @@ def paired_tests(scores: "pd.DataFrame") -> tuple[PairedTest, ...]:
             difference_K = (of_a - of_b)[np.isfinite(of_a - of_b)]
             if difference_K.size:
                 interval, p = metrics.bootstrap(difference_K), metrics.sign_flip_p(difference_K)
-                found.append(PairedTest(a, b, name, interval, p, difference_K.size))
+                found.append(PairedTest(a, b, classes, name, interval, p, difference_K.size))
     return tuple(found)
 
 
@@ -159,6 +172,7 @@ def as_json(scores: "pd.DataFrame") -> dict[str, Any]:
             {
                 "a": _name(test.a),
                 "b": _name(test.b),
+                "classes": list(test.classes),
                 "measure": test.measure,
                 "a_minus_b": _interval(test.difference),
                 "p": round(test.p, 5),

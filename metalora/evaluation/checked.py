@@ -102,7 +102,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What is wrong with the cells of a folder, by method; every list is sorted."""
+    """What is wrong with the cells of a folder, by method, rank and iterations; every list is sorted."""
 
     missing: Mapping[str, tuple[Cell, ...]]
     doubled: Mapping[str, tuple[Cell, ...]]
@@ -151,22 +151,26 @@ def coverage(records: Sequence[GeneratedImage], *, wanted: Collection[Cell], bas
         wanted: cells of the people.
         base: cells of the untouched base, whose identity is the class noun; asked for only where images of it are.
     """
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[tuple[str, int, int, str], list[Cell]] = {}
     for record in records:
         of_base = record.method == BASE
-        name = record.method + (f" rank {record.rank} at {record.iterations}" if record.rank else "")
-        if of_base:  # one folder may hold several base models, or one of them drawn in several ways
-            name += f" {base_name(record)}"
+        # one folder may hold several base models, or one of them drawn in several ways
+        group = (record.method, record.rank, record.iterations, base_name(record) if of_base else "")
         who = record.class_noun if of_base else record.identity
-        groups.setdefault(name, []).append((who, record.prompt_id, record.seed))
+        groups.setdefault(group, []).append((who, record.prompt_id, record.seed))
     missing, doubled, beyond = {}, {}, 0
-    for name, cells in groups.items():
-        asked = set(base if name.split(" ")[0] == BASE else wanted)
+    for group, cells in groups.items():
+        asked = set(base if group[0] == BASE else wanted)
         counts = Counter(cells)
-        missing[name] = tuple(sorted(asked - set(counts)))
-        doubled[name] = tuple(sorted(cell for cell, count in counts.items() if count > 1))
+        missing[_group_name(*group)] = tuple(sorted(asked - set(counts)))
+        doubled[_group_name(*group)] = tuple(sorted(cell for cell, count in counts.items() if count > 1))
         beyond += sum(count for cell, count in counts.items() if cell not in asked)
     return Coverage(missing, doubled, beyond)
+
+
+def _group_name(method: str, rank: int, iterations: int, base: str) -> str:
+    parts = (method, f"rank {rank}" if rank else "", f"at {iterations}" if iterations else "", base)
+    return " ".join(part for part in parts if part)
 
 
 def every_line(folders: Sequence[Path], *, bases_may_differ: bool = False) -> list[GeneratedImage]:

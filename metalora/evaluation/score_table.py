@@ -30,6 +30,8 @@ BASE_SETTING = ("base_model", "steps", "guidance")
 """What tells one untouched base from another; a method's images are of one base whatever these are."""
 KEY = ("method", "rank", "iterations", "identity", "prompt_id", "seed")
 """What names a row, the base's together with `BASE_SETTING`; photos have their file in `prompt_id`'s place."""
+_DRAWN = ("lora_sha256", "weights_sha256", "base_model", "steps", "guidance", "height", "width")
+"""What an image was drawn with, where a table tells it."""
 _FILES = ("file", "reference")
 WHOLE_NUMBERS = ("rank", "iterations", "seed", "test_photos", "test_photos_missed", "reference_faces")
 SECOND = "_second"
@@ -80,6 +82,7 @@ def unscored_row(record: GeneratedImage, path: Path, subject: Subject) -> dict[s
         "rank": record.rank,
         "iterations": record.iterations,
         "lora_sha256": record.lora_sha256,
+        "weights_sha256": record.weights_sha256,
         "base_model": record.base_model,
         "steps": record.steps,
         "guidance": record.guidance,
@@ -111,11 +114,12 @@ def _relative(file: Path, folder: Path) -> str:
 
 
 def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
-    """Read and join score tables; a row that several of them hold counts once. Bases of different models, steps or
-    guidance are different rows.
+    """Read and join score tables; a row that several of them hold counts once, and of several in one table the last.
+    Bases of different models, steps or guidance are different rows.
 
     Raises:
-        UserError: there is no table, or one is not a table of scores.
+        UserError: there is no table, one is not a table of scores, or two hold a row whose images were drawn with
+            different things.
     """
     import pandas as pd
 
@@ -132,7 +136,30 @@ def read_scores(paths: Sequence[Path]) -> "pd.DataFrame":
         raise UserError("there are no scores", expected="at least one scores.parquet", key="scores")
     rows = pd.concat(frames, ignore_index=True)
     names = rows[list(KEY)].assign(base=bases_of(rows))
+    tables = pd.Series(np.repeat([str(path) for path in paths], [len(frame) for frame in frames]))
+    _refuse_different_images(rows, names, tables)
     return rows.loc[~names.duplicated(keep="last")].reset_index(drop=True)
+
+
+def _refuse_different_images(rows: "pd.DataFrame", names: "pd.DataFrame", tables: "pd.Series") -> None:
+    """Raise UserError when a row of one table was drawn with something else than the same row of a later one."""
+    once = names.loc[~names.assign(table=tables).duplicated(keep="last")]
+    shared = once.loc[once.duplicated(keep=False)]
+    for column in [name for name in _DRAWN if name in rows]:
+        told = rows.loc[shared.index, column].dropna().replace("", "none")
+        last = told.groupby([shared.loc[told.index, name] for name in shared]).transform("last")
+        if not (other := told.ne(last) & last.notna()).any():
+            continue
+        first = other.idxmax()
+        second = told.index[(shared.loc[told.index] == shared.loc[first]).all(axis=1)][-1]
+        row = rows.loc[first]
+        cell = f"{row['method']} rank {row['rank']} at {row['iterations']}, {row['identity']}, {row['prompt_id']}"
+        raise UserError(
+            f"two tables hold different images of {cell}, seed {row['seed']}",
+            expected="the same LoRA, weights, base model, steps, guidance and size, or the table that is meant alone",
+            got=f"{column} {told[first]} in {tables[first]}, {told[second]} in {tables[second]}",
+            key="scores",
+        )
 
 
 def bases_of(scores: "pd.DataFrame") -> "pd.Series":

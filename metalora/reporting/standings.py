@@ -57,7 +57,7 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
             test["measure"],
             _number(test["a_minus_b"], interval=True, sign="+"),
             f"{test['p']:.3f}" if test["p"] >= 0.001 else "<0.001",
-            str(test["people"]),
+            f"{' and '.join(test['classes'])} ({test['people']})",
         )
         for test in summary["paired_tests"]
         if test["a"]["method"] != test["b"]["method"] and all(_key(test[side]) in last for side in ("a", "b"))
@@ -72,7 +72,8 @@ def _name(key: Mapping[str, Any]) -> str:
     label = str(LABELS.get(key["method"], key["method"]))
     if key.get("base"):
         return f"{label}, {key['base']}"
-    return f"{label} r{key['rank']} {key['iterations']}" if key["rank"] else label
+    rank = f" r{key['rank']}" if key["rank"] else ""
+    return f"{label}{rank} {key['iterations']}" if key["iterations"] else label
 
 
 def _key(key: Mapping[str, Any]) -> tuple[str, int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 from metalora.adapters.artifacts import file_sha256
 from metalora.evaluation.curves import on_own_base
 from metalora.evaluation.embeddings import scorer_fingerprint
-from metalora.evaluation.score_table import read_scores
+from metalora.evaluation.score_table import BASE_SETTING, KEY, bases_of, read_scores
 from metalora.tasks.artifact import MANIFEST, config_hash
 from metalora.tasks.meta_train import recipe_of
 from metalora.tasks.protocol import Asked
@@ -86,11 +86,14 @@ class Used:
 
 
 def used(folder: Path, study: str) -> Used:
-    """Follow a study's evaluations in `folder` back to what they were made from; tables oldest first."""
+    """Follow a study's evaluations in `folder` back to what they were made from; tables oldest first, without those
+    whose every row was made again in a newer one (from LoRAs that were lost and trained again)."""
     tables = sorted(
         (path for path in (folder / "evaluate").glob(f"*/{MANIFEST}") if _read(path)["config"].get("study") == study),
         key=lambda path: path.stat().st_mtime,
     )
+    held = [_rows_of(path.with_name("scores.parquet")) for path in tables]
+    tables = [path for n, path in enumerate(tables) if not any(held[n] and held[n] <= newer for newer in held[n + 1 :])]
     priors = _priors(folder)
     found: dict[str, dict[str, Mapping[str, Any]]] = {stage: {} for stage in STAGES}
 
@@ -115,6 +118,16 @@ def used(folder: Path, study: str) -> Used:
         {stage: tuple(manifests.values()) for stage, manifests in found.items()},
         tuple(path.parent / "scores.parquet" for path in tables),
     )
+
+
+def _rows_of(table: Path) -> frozenset[tuple[Any, ...]]:
+    """The names of a table's rows."""
+    import pandas as pd
+
+    if not table.is_file():
+        return frozenset()
+    rows = pd.read_parquet(table, columns=[*KEY, *BASE_SETTING])
+    return frozenset(zip(*(rows[name] for name in KEY), bases_of(rows), strict=True))
 
 
 def is_whole(folder: Path, scores: Sequence[Path], *, given: Collection[str] = ()) -> bool:

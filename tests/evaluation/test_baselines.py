@@ -6,6 +6,7 @@ with ControlNet, FLUX), the same names and the same calls, and tiny random weigh
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,11 @@ from tiny_models import make_tiny_flux, make_tiny_sd
 from metalora.configuration import conf_dir
 from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest
-from metalora.evaluation.baselines import sdxl
+from metalora.evaluation.baselines import process, sdxl
 from metalora.evaluation.baselines.launch import Outcome, launch
 from metalora.evaluation.baselines.photomaker import with_trigger
+from metalora.tasks import baseline
+from metalora.tasks.baseline import drawn_with
 
 FACES = """
 import numpy as np
@@ -191,13 +194,15 @@ def settings_of(name: str, place: Path) -> dict:
 def drawn(name: str, place: Path, out: Path, *, people: tuple[str, ...] = ("red", "blue"), **changes) -> Outcome:
     runner = yaml.safe_load((conf_dir() / "baseline" / f"{name}.yaml").read_text())["runner"]
     settings = settings_of(name, place)
+    made_with = changes.pop("made_with", "digest")
     settings |= {"weights": settings["weights"] | changes.pop("weights", {})} | changes
     if runner == "photomaker":
         code = PHOTOMAKER.replace("MERGE", str(settings["start_merge_step"]))
         (place / "photomaker" / "photomaker" / "__init__.py").write_text(code)
     out.mkdir(parents=True, exist_ok=True)
     jobs = jobs_of(place, *people, path=out / "jobs.jsonl")
-    return launch(runner, method=name, python=Path(sys.executable), jobs=jobs, out=out, settings=settings)
+    python = Path(sys.executable)
+    return launch(runner, method=name, python=python, jobs=jobs, out=out, settings=settings, made_with=made_with)
 
 
 def pixels(out: Path, who: str, seed: int) -> np.ndarray:
@@ -301,11 +306,16 @@ def test_a_checkout_without_the_code_is_a_skip(place: Path, tmp_path: Path) -> N
 
 def test_no_environment_is_a_skip_and_a_failure_is_none(place: Path, tmp_path: Path) -> None:
     jobs = jobs_of(place, "nobody", path=tmp_path / "jobs.jsonl")
-    more = {"method": "pulid", "jobs": jobs, "out": tmp_path, "settings": settings_of("pulid", place)}
+    more = {"method": "pulid", "jobs": jobs, "out": tmp_path, "settings": settings_of("pulid", place), "made_with": ""}
     outcome = launch("pulid", python=Path("/nowhere/python"), **more)
     assert outcome.skipped == "the interpreter of its environment, baseline.python: there is no /nowhere/python"
     with pytest.raises(UserError, match="unknown runner"):
         launch("dreambooth", python=None, **more)
+    python = tmp_path / "python"  # something else that ends well
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    with pytest.raises(UserError, match=r"says it is done, but 4 of 4 images are not there.*key: baseline\.python"):
+        launch("pulid", python=python, **more)
 
 
 def test_a_photo_without_a_face_is_left_out_and_told(place: Path, finished: Callable[[str], Outcome]) -> None:
@@ -327,6 +337,105 @@ class FluxGenerator:
             raise ValueError(f"no such WHY")
         return Image.new("RGB", (32, 32)), "", []
 """
+
+
+def test_an_image_that_was_made_with_something_else_is_drawn_again(place: Path, tmp_path: Path) -> None:
+    code, out = tmp_path / "code", tmp_path / "out"
+    code.mkdir()
+    (code / "app_flux.py").write_text(SOMETIMES.replace("FAILS", "False"))
+
+    def asked(**changes: str) -> int:
+        (out / "runner.log").unlink(missing_ok=True)
+        assert drawn("pulid", place, out, code=str(code), **changes).skipped is None
+        assert len(read_manifest(out)) == 6
+        return (out / "runner.log").read_text().splitlines().count("asked")
+
+    assert [asked(), asked(), asked(made_with="other weights"), asked(made_with="other weights")] == [6, 0, 6, 0]
+    lines = (out / "manifest.jsonl").read_text().replace("on beach", "in a park", 1)
+    (out / "manifest.jsonl").write_text(lines)
+    assert asked(made_with="other weights") == 1  # drawn for other words than the job's
+
+
+def test_a_manifest_that_cannot_be_rewritten_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    made = [{"file": f"{k}.png", "method": "", "made_with": "x"} for k in range(3)]
+    jobs.write_text("".join(json.dumps(line) + "\n" for line in made))
+    (tmp_path / "0.png").touch()
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(made[0]) + "\n")
+    request = {"jobs": str(jobs), "out": str(tmp_path), "settings": {}, "made_with": "x", "method": "m"}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    monkeypatch.setattr(sys, "argv", ["runner", str(tmp_path / "request.json")])
+
+    def cut(path: Path, *_: object, **__: object) -> None:
+        path.open("w").close()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(OSError, match="no space"):
+        process.run(lambda settings: lambda job: (Image.new("RGB", (4, 4)), {}))
+    assert json.loads((tmp_path / "manifest.jsonl").read_text()) == made[0]
+
+
+def settings_on_disk(folder: Path) -> dict:
+    """Settings whose weights and checkout lie in a folder."""
+    (folder / "base" / "unet").mkdir(parents=True)
+    (folder / "base" / "unet" / "model.safetensors").write_bytes(b"base")
+    (folder / "adapter.bin").write_bytes(b"adapter")
+    weights = {"base": str(folder / "base"), "adapter": str(folder / "adapter.bin"), "faces": None, "unet": "some/id"}
+    return {"weights": weights, "commit": "0" * 40, "code": None, "device": "cuda", "steps": 4}
+
+
+def test_weights_count_by_their_content_not_by_their_place(tmp_path: Path) -> None:
+    def found(folder: Path, **changes: str) -> dict:
+        settings = settings_on_disk(folder) | changes
+        (folder / "base" / ".cache").mkdir()
+        (folder / "base" / ".cache" / "when").write_text(folder.name)  # what a downloader keeps beside them
+        return drawn_with(settings, cache=tmp_path / "cache", progress=lambda stage, done, total: None)
+
+    one = found(tmp_path / "one")
+    assert one["weights"]["unet"] == "some/id" and one["weights"]["faces"] is None and "code" not in one
+    assert found(tmp_path / "two", device="cpu") == one
+    changed = settings_on_disk(tmp_path / "three")
+    (tmp_path / "three" / "base" / "unet" / "model.safetensors").write_bytes(b"other base")
+    other = drawn_with(changed, cache=tmp_path / "cache", progress=lambda stage, done, total: None)
+    assert {name for name in one["weights"] if one["weights"][name] != other["weights"][name]} == {"base"}
+
+
+def test_weights_are_read_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, read = settings_on_disk(tmp_path / "one"), []
+    monkeypatch.setattr(baseline, "digest", lambda path: read.append(path.name) or f"{len(read)}")
+    for _ in range(2):
+        drawn_with(settings, cache=tmp_path / "cache", progress=lambda stage, done, total: None)
+    assert read == ["base", "adapter.bin"]
+    (tmp_path / "one" / "adapter.bin").write_bytes(b"retrained")
+    found = drawn_with(settings, cache=tmp_path / "cache", progress=lambda stage, done, total: None)
+    assert read == ["base", "adapter.bin", "adapter.bin"] and found["weights"]["adapter"] == "3"
+
+
+def test_a_checkout_at_another_commit_is_refused(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        person = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(
+            ["git", "-C", str(code), *person, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    def commit(**changes: str | None) -> str | None:
+        given = settings | {"code": str(code)} | changes
+        return drawn_with(given, cache=tmp_path / "cache", progress=lambda stage, done, total: None)["commit"]
+
+    settings, code = settings_on_disk(tmp_path / "one"), tmp_path / "code"
+    code.mkdir()
+    assert commit() == settings["commit"]  # without git's folder nobody can tell
+    git("init", "--quiet")
+    (code / "app.py").touch()
+    git("add", "app.py")
+    git("commit", "--quiet", "-m", "one")
+    head = git("rev-parse", "HEAD")
+    with pytest.raises(UserError, match="not at the commit that the settings name") as caught:
+        commit()
+    assert caught.value.got == head and settings["commit"] in caught.value.expected
+    assert caught.value.key == "baseline.settings.code, baseline.settings.commit"
+    assert commit(commit=head) == commit(commit=None) == head
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_a_second_embedder_has_columns_of_its_own_and_changes_nothing_else(world
     assert np.isnan(of(plain, key, "woman")["r_face_sim_second"])
 
 
-def test_paired_tests_find_what_differs_and_only_that() -> None:
+def three_methods() -> pd.DataFrame:
+    """Ten men and ten women; method b is better than a by 0.05, c is not."""
     rng, rows = np.random.default_rng(0), []
     for noun, k in itertools.product(("man", "woman"), range(10)):
         level = rng.normal(0.5, 0.2)
@@ -133,10 +134,35 @@ def test_paired_tests_find_what_differs_and_only_that() -> None:
                     "reference_faces": 1,
                 }
             )
-    found = {(t.a.method, t.b.method): t for t in paired_tests(pd.DataFrame(rows)) if t.measure == "r_face_sim"}
+    return pd.DataFrame(rows)
+
+
+def compared(rows: pd.DataFrame) -> dict:
+    return {(t.a.method, t.b.method): t for t in paired_tests(rows) if t.measure == "r_face_sim"}
+
+
+def test_paired_tests_find_what_differs_and_only_that() -> None:
+    found = compared(three_methods())
     assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
     assert found["a", "b"].p < 0.001 and found["a", "b"].difference.high < -0.03 and found["a", "b"].people == 20
     assert found["a", "c"].p > 0.05 and found["a", "c"].difference.low < 0 < found["a", "c"].difference.high
+    assert {test.classes for test in found.values()} == {("man", "woman")}
+
+
+def test_methods_are_compared_on_the_classes_that_both_have() -> None:
+    rows = three_methods()
+    whole, men = compared(rows), compared(rows[rows["class_noun"] == "man"])
+    found = compared(rows[(rows["class_noun"] == "man") | (rows["method"] != "b")])
+    assert found == {("a", "b"): men["a", "b"], ("a", "c"): whole["a", "c"], ("b", "c"): men["b", "c"]}
+    assert found["a", "b"].classes == ("man",) and found["a", "b"].people == 10
+    apart = rows[(rows["class_noun"] == "man") == (rows["method"] == "b")]
+    assert set(compared(apart)) == {("a", "c")}
+    summary = as_json(rows[(rows["class_noun"] == "man") | (rows["method"] != "b")])
+    assert [test["classes"] for test in summary["paired_tests"] if test["measure"] == "r_face_sim"] == [
+        ["man"],
+        ["man", "woman"],
+        ["man"],
+    ]
 
 
 def test_tables_and_json_are_of_the_same_numbers_also_for_old_tables(world: World) -> None:

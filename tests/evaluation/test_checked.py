@@ -96,6 +96,25 @@ def test_missing_and_doubled_cells_are_listed_by_method(world: World) -> None:
     assert "2 missing and 1 more than once" in told and "key: images, allow_missing" in told and "\n" not in told
 
 
+def test_checkpoints_of_a_method_without_a_rank_are_counted_apart(world: World) -> None:
+    wanted, base = cells(world)
+    records = [dataclasses.replace(r, method="dreambooth", rank=0) for r in world.records if r.method == "lora"]
+    assert {record.iterations for record in records} == {375, 625}
+    assert coverage(records, wanted=wanted, base=base).whole
+    half = {375: sorted(wanted)[::2], 625: sorted(wanted)[1::2]}
+    halves = [r for r in records if (r.identity, r.prompt_id, r.seed) in half[r.iterations]]
+    found = coverage(halves, wanted=wanted, base=base)
+    assert found.missing == {f"dreambooth at {at}": tuple(half[1000 - at]) for at in (375, 625)}
+    assert not any(found.doubled.values())
+
+
+def test_a_method_whose_name_begins_like_the_bases_is_not_the_base(world: World) -> None:
+    wanted, base = cells(world)
+    records = [dataclasses.replace(r, method="base v2", rank=0) for r in world.records if r.method == "lora"]
+    found = coverage(records, wanted=wanted, base=base)
+    assert found.whole and found.beyond == 0
+
+
 def test_a_person_left_out_altogether_is_missing(world: World) -> None:
     wanted, base = cells(world)
     found = coverage([r for r in world.records if r.identity != "dan"], wanted=wanted, base=base)

@@ -161,6 +161,22 @@ class TestTextualInversion:
             assert torch.allclose(told.tokens_BLD, plain.tokens_BLD, atol=1e-6)
             assert torch.allclose(told.pooled_BP, plain.pooled_BP, atol=1e-6)
 
+    def test_clip_pools_at_the_end_of_the_text_whatever_its_configuration_says(
+        self, tiny_backbone: DiffusersBackbone
+    ) -> None:
+        clip = tiny_backbone.pipeline(text=True).text_encoder
+        own = clip.eos_token_id
+        clip.eos_token_id = 2  # as FLUX.1-dev's: the highest id is taken for the end
+        try:
+            words = Words(tiny_backbone, words=1, noun="man")
+            plain = tiny_backbone.encode_text(["a photo of a man"]).pooled_BP
+            new = words.embed([with_word("a photo of a man", noun="man", word=words.names[0])])
+            longer = words.embed([with_word("a photo of a man on beach", noun="man", word=words.names[0])])
+        finally:
+            clip.eos_token_id = own
+        assert torch.equal(new.pooled_BP, plain)
+        assert not torch.equal(new.pooled_BP, longer.pooled_BP)  # what stands behind the new word counts
+
     def test_the_base_does_not_learn_the_word(
         self, tiny_backbone: DiffusersBackbone, texts: Mapping[str, TextEmbedding], tmp_path: Path
     ) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_world import PROMPTS, FakeScorer, make_world, paint
 from PIL import Image
@@ -408,6 +409,34 @@ def test_tables_of_several_bases_are_joined_without_mixing_them(scored, world, t
             ("flux@2", 9): 1,
         }
         assert curves.cell(joined, CellKey("base", 0, 0), class_noun="woman").images == 5
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("lora_sha256", "def"), ("weights_sha256", "def"), ("base_model", "flux@2"), ("guidance", 5.0)],
+)
+def test_tables_that_hold_different_images_of_a_cell_are_not_joined(scored, world, tmp_path, column, value):
+    frame = scored().query("method != 'base'")
+    paths = [world.images / name / "scores.parquet" for name in ("one", "other", "older")]
+    retrained = (frame["method"] == "lora") & (frame["iterations"] == 375) & (frame["identity"] == "ann")
+    write_scores(paths[0], frame)
+    write_scores(paths[1], frame.assign(**{column: frame[column].mask(retrained, value)}))
+    write_scores(paths[2], frame.drop(columns=column))
+    for order in (paths[:2], paths[1::-1]):
+        with pytest.raises(UserError, match="two tables hold different images of lora rank 1 at 375, ann, ") as caught:
+            read_scores(order)
+        drawn = {paths[0]: frame.loc[retrained, column].iloc[0] or "none", paths[1]: value}
+        told = [f"{drawn[path]} in {path}" for path in order]
+        assert caught.value.got == f"{column} {', '.join(told)}" and caught.value.key == "scores"
+    assert len(read_scores([paths[0], paths[2], paths[0]])) == len(frame)  # a table that does not tell is believed
+
+
+def test_of_two_images_of_a_cell_in_one_table_the_last_counts(scored, world):
+    frame = scored()
+    again = frame[frame["method"] == "lora"].assign(lora_sha256="def", clip_t=0.5)
+    write_scores(world.images / "scores.parquet", pd.concat([frame, again], ignore_index=True))
+    joined = read_scores([world.images / "scores.parquet"])
+    assert len(joined) == len(frame) and (joined.loc[joined["method"] == "lora", "clip_t"] == 0.5).all()
 
 
 def test_tables_without_a_bases_columns_are_read(scored, world):

@@ -12,6 +12,7 @@ from PIL import Image
 from test_conf import composed
 
 from metalora.configuration import conf_dir
+from metalora.evaluation.score_table import read_scores
 from metalora.people.folder import photos_digest
 from metalora.tasks.artifact import Artifact, peak_memory_mb, reset_peak_memory
 from metalora.tasks.report import world_of
@@ -47,9 +48,30 @@ def test_a_study_is_followed_back_to_what_it_was_made_from(folder: Path) -> None
     found = used(folder, "S")
     assert found.seconds() == {"meta-train": 5.0, "personalize": 5.0, "generate": 2.0, "evaluate": 2.0}
     assert found.peak_memory_mb()["personalize"] == 300
-    assert [path.parent.name for path in found.scores] == ["z-first", "a-second"], "oldest first: the newest row wins"
+    assert [path.parent.name for path in found.scores] == ["z-first", "a-second"], "oldest first"
     assert newest_study(folder) == "T"
     assert newest_study(folder / "nowhere") is None
+
+
+def test_a_table_that_was_made_again_no_longer_counts(tmp_path: Path) -> None:
+    def evaluated(name: str, iterations: list[int], lora: str) -> None:
+        manifest(tmp_path, "evaluate", name, config={"study": "S"})
+        key = {"method": "lora", "rank": 1, "identity": "anna", "prompt_id": "frontal-01", "seed": 0}
+        drawn = {"base_model": "mini@0", "steps": 4, "guidance": 2.5, "lora_sha256": lora}
+        drawn |= {"file": "a", "reference": "b"}
+        rows = pd.DataFrame([key | drawn | {"iterations": count} for count in iterations])
+        rows.to_parquet(tmp_path / "evaluate" / name / "scores.parquet")
+        time.sleep(0.02)
+
+    def standing() -> list[str]:
+        return [path.parent.name for path in used(tmp_path, "S").scores]
+
+    evaluated("lora-1", [250, 375], "ab")
+    evaluated("lora-2", [500], "ab")
+    assert standing() == ["lora-1", "lora-2"]
+    evaluated("lora-3", [250, 375], "cd")  # other bits
+    assert standing() == ["lora-2", "lora-3"]
+    assert len(read_scores(used(tmp_path, "S").scores)) == 3
 
 
 def test_the_world_is_that_of_the_images_whoever_drew_them(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import metalora
 from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
+from metalora.core.manifest import FILE_NAME, read_manifest
 from metalora.evaluation.baselines.process import INCOMPLETE, SKIPPED
 
 RUNNERS = ("pulid", "instantid", "photomaker")
@@ -36,6 +37,7 @@ def launch(
     jobs: Path,
     out: Path,
     settings: Mapping[str, Any],
+    made_with: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Draw jobs with a published method in its own process; what it says goes to OUT/runner.log
@@ -44,9 +46,10 @@ def launch(
     Args:
         runner: one of `RUNNERS`.
         python: the interpreter of the method's environment.
+        made_with: a digest of all that images depend on beside their job; one of another digest is drawn again.
 
     Raises:
-        UserError: an unknown runner, or a runner that ended badly.
+        UserError: an unknown runner, or one that ended badly or left images out without a word.
     """
     if runner not in RUNNERS:
         raise UserError("unknown runner", expected=", ".join(RUNNERS), got=runner, key="baseline.runner")
@@ -55,7 +58,8 @@ def launch(
         return Outcome(out, f"the interpreter of its environment, baseline.python: {what}")
     out.mkdir(parents=True, exist_ok=True)
     request = out / "request.json"
-    write_json(request, {"method": method, "jobs": str(jobs), "out": str(out.resolve()), "settings": dict(settings)})
+    asked = {"method": method, "jobs": str(jobs), "out": str(out.resolve()), "made_with": made_with}
+    write_json(request, {**asked, "settings": dict(settings)})
     with (
         tempfile.TemporaryDirectory() as alone,
         (out / LOG).open("a", encoding="utf-8") as log,
@@ -94,14 +98,23 @@ def launch(
             got=_last_line(out / ERRORS),
             key="baseline",
         )
+    _require_drawn(jobs, out, left_out)
     return Outcome(out, None, tuple(left_out))
+
+
+def _require_drawn(jobs: Path, out: Path, left_out: Sequence[str]) -> None:
+    """Raise UserError when a runner that ended well, or whatever the interpreter is, did not draw what it was asked."""
+    files = {json.loads(line)["file"] for line in jobs.read_text(encoding="utf-8").splitlines() if line}
+    drawn = {image.file for image in read_manifest(out)} if (out / FILE_NAME).is_file() else set[str]()
+    if missing := sorted(files - drawn - {line.partition(": ")[0] for line in left_out}):
+        raise UserError(
+            f"the runner says it is done, but {len(missing)} of {len(files)} images are not there",
+            expected=f"a line for each in {out / FILE_NAME}; {out / ERRORS} may say more",
+            got=f"none for {missing[0]}",
+            key="baseline.python",
+        )
 
 
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return (lines or ["nothing"])[-1][:300]
-
-
-def read_jobs(path: Path) -> list[dict[str, Any]]:
-    """The lines of a jobs file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

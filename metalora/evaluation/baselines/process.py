@@ -1,20 +1,21 @@
 """The runner's side of the protocol, run by the interpreter of the method's own environment: standard library alone.
 
 `PYTHON -m metalora.evaluation.baselines.RUNNER REQUEST.json`, where the request names the jobs (JSONL), the folder for
-images/ and manifest.jsonl, and the settings. A line `progress DONE TOTAL` on standard output follows every image. Exit
-status 0: all images are there; `SKIPPED`: code or weights are missing, and the last line `skipped: WHY` says which;
-`INCOMPLETE`: some cannot be drawn, each told on a line `left out: FILE: WHY`, and all others are there. What is there
-already, with its line, is not drawn again.
+images/ and manifest.jsonl, the settings, and a digest of all that images are made with. A line `progress DONE TOTAL` on
+standard output follows every image. Exit status 0: all images are there; `SKIPPED`: code or weights are missing, and
+the last line `skipped: WHY` says which; `INCOMPLETE`: some cannot be drawn, each told on a line `left out: FILE: WHY`,
+and all others are there. What is there already, with a line of the same job and digest, is not drawn again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,23 @@ def needed(path: Any, what: str) -> Path:
 
 
 def digest(*paths: Path) -> str:
-    """sha256 over weights: of the file when it is one, else over all files' own."""
-    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    """sha256 over weights: of the file when it is one, else over all files' own; hidden files do not count."""
     each = []
-    for file in files:
+    for file in [file for path in paths for file in sorted(_files(path))]:
         found = hashlib.sha256()
         with file.open("rb") as content:
             for block in iter(lambda content=content: content.read(1 << 22), b""):
                 found.update(block)
         each.append(found.hexdigest())
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    for folder, folders, files in os.walk(path, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(folder) / name for name in files if not name.startswith("."))
 
 
 def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]]) -> int:
@@ -71,7 +79,12 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
     jobs = [json.loads(line) for line in Path(request["jobs"]).read_text(encoding="utf-8").splitlines() if line]
     out = Path(request["out"])
     manifest = out / "manifest.jsonl"
-    there = _lines(manifest, out)
+    asked = {job["file"]: job for job in jobs}
+    there = {
+        file: line
+        for file, line in _lines(manifest, out).items()
+        if _fits(line, asked.get(file, {}), made_with=request["made_with"])
+    }
     todo = [job for job in jobs if job["file"] not in there]
     print("progress", len(jobs) - len(todo), len(jobs), flush=True)
     if not todo:
@@ -83,8 +96,8 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
         return SKIPPED
     failed: list[tuple[str, str]] = []
     faceless = drawn = 0
-    out.mkdir(parents=True, exist_ok=True)
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in there.values()), encoding="utf-8")
+    with _replacing(manifest) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in there.values()), encoding="utf-8")
     with manifest.open("a", encoding="utf-8") as lines:
         for done, job in enumerate(todo, start=len(jobs) - len(todo) + 1):
             _reset_peak()
@@ -103,9 +116,10 @@ def run(build: Callable[[dict[str, Any]], Callable[[dict[str, Any]], tuple[Any, 
                 continue
             drawn += 1
             seconds = round(time.perf_counter() - started, 3)
-            _save(image, out / job["file"])
+            with _replacing(out / job["file"]) as temporary:
+                image.save(temporary, "PNG")
             cost = {"seconds": seconds, "peak_memory_mb": _peak_mb(), "size": [image.height, image.width]}
-            line = {**job, **facts, **cost}
+            line = {**job, **facts, **cost, "made_with": request["made_with"]}
             line["method"] = job["method"] or request["method"]  # the untouched base keeps its name
             lines.write(json.dumps(line) + "\n")
             lines.flush()
@@ -133,10 +147,21 @@ def _lines(manifest: Path, out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _save(image: Any, path: Path) -> None:
+def _fits(line: dict[str, Any], job: dict[str, Any], *, made_with: str) -> bool:
+    """Whether a line's image is what the job asks for; where the photos lie does not matter."""
+    wanted = {**job, "made_with": made_with}
+    return all(line.get(key) == value for key, value in wanted.items() if key not in ("method", "reference"))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place once it is written; `core.atomic` is of a newer Python than some
+    environments have."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    image.save(temporary, "PNG")
+    yield temporary
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
     temporary.replace(path)
 
 

@@ -74,6 +74,7 @@ class Words:
             encoder = copy.deepcopy(getattr(self._pipe, encoder_name)).requires_grad_(False)
             first = len(tokenizer)
             tokenizer.add_tokens(self.names)
+            _end_at(encoder, tokenizer.eos_token_id)
             embedding = _embedding(encoder)
             start_D = embedding.weight[_ids(tokenizer, noun)].detach().float().mean(0)
             self.rows[name] = nn.Parameter(start_D.repeat(words, 1))
@@ -199,6 +200,14 @@ def _embedding(encoder: nn.Module) -> nn.Embedding:
     found = getattr(stack, "embed_tokens", None) or encoder.get_input_embeddings()  # type: ignore[operator]
     assert isinstance(found, nn.Embedding)
     return found
+
+
+def _end_at(encoder: nn.Module, eos: int) -> None:
+    """Let CLIP pool at the end of the text: with the `eos_token_id` of 2 that older configurations have it takes the
+    highest id for the end, and a new word's is higher."""
+    for module in encoder.modules():
+        if hasattr(module, "eos_token_id"):
+            module.eos_token_id = eos  # type: ignore[assignment]
 
 
 def _ids(tokenizer: Any, word: str) -> list[int]:

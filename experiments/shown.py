@@ -11,16 +11,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from metalora.core import metrics
 from metalora.core.atomic import write_bytes, write_json
 from metalora.core.errors import UserError
 from metalora.core.metrics import PairedDifference
+from metalora.evaluation.curves import person_means
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.look import Picture
 from metalora.reporting.study import Study
 from metalora.reporting.tables import NONE, Table, as_text
-from metalora.tasks.report import WORLDS
+from metalora.tasks.report import world_of
 from metalora.tasks.study import newest_study, used
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDERS = ("reproduce", "rivals", "rivals_aug")
 """What `make sweep` and `make rivals` leave in the outputs; the first must be there."""
@@ -67,8 +73,7 @@ def study_of(folders: Sequence[Path]) -> Study:
         found = used(folder, newest)
         tables += found.scores
         worlds |= found.worlds()
-    world = " and ".join(WORLDS.get(name, name) for name in sorted(worlds))
-    return Study(read_scores(tables), world=world, seconds={}, facts={})
+    return Study(read_scores(tables), world=world_of(worlds), seconds={}, facts={})
 
 
 def show(name: str, make: Callable[[Study, Path], Shown], words: Sequence[str]) -> None:
@@ -109,6 +114,20 @@ def present(name: str, shown: Shown, *, out: Path) -> None:
     print(*lines, sep="\n")
     files = [str(file) for picture in shown.pictures for file in (picture.pdf, picture.svg, picture.png) if file]
     print("written: " + ", ".join([*files, str(out / f"{name}.md")]))
+
+
+def by_person(rows: "pd.DataFrame", metric: str) -> "pd.Series":
+    """A score of each person in a cell's rows (`curves.person_means`)."""
+    import pandas as pd
+
+    people = sorted(rows["identity"].unique())
+    return pd.Series(person_means(rows, metric, among=people), index=people)
+
+
+def paired(a: "pd.Series", b: "pd.Series") -> PairedDifference:
+    """a minus b over the people that both have."""
+    a, b = a.align(b, join="inner")
+    return metrics.paired_bootstrap(a.to_numpy(dtype=float), b.to_numpy(dtype=float))
 
 
 def points(value: float, *, sign: bool = False) -> str:

@@ -8,35 +8,26 @@ there is one. Intervals: 95% over people.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from experiments.shown import by_person, paired
 from metalora.core import metrics
-from metalora.core.metrics import Interval
-from metalora.evaluation.curves import on_own_base
+from metalora.core.errors import UserError
+from metalora.evaluation.curves import CellKey, cell_keys, class_nouns, on_own_base, rows_of
 from metalora.evaluation.drop import drop_of_people
 from metalora.evaluation.score_table import BASE, PHOTO_METHODS, TEST_PHOTO, read_scores
 from metalora.people.photos import load_photo
+from metalora.reporting import look
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ORDER = (BASE, "textual_inversion", "lora", "lora_aug", "dreambooth", "dreambooth_aug", "meta_lora", "ip_adapter")
-NAMES = {
-    BASE: "untouched base",
-    "textual_inversion": "textual inversion",
-    "dreambooth": "DreamBooth",
-    "dreambooth_aug": "DreamBooth+aug",
-    "lora": "LoRA",
-    "lora_aug": "LoRA+aug",
-    "meta_lora": "Meta-LoRA",
-    "ip_adapter": "IP-Adapter-like",
-    TEST_PHOTO: "real photos of the person",
-}
 AHEAD = 0.2
 """What a tuning-free rival's FaceSim has to be above the base's before anything is compared."""
 COMPARED_AT = 375
@@ -45,27 +36,28 @@ _MARGIN = 110
 _GRID_PEOPLE, _GRID_PROMPTS, _TILE = 4, 3, 66
 
 
-def of_people(rows: "pd.DataFrame", column: str, *, missed: bool = False) -> "pd.Series":
-    """Mean of a score per person. `missed`: an image without a face counts as 0; else it is left out."""
-    values = rows[column].where(rows["face_found"] != 0, 0.0) if missed else rows[column]
-    return values.groupby(rows["identity"]).mean()
+def cells(scores: "pd.DataFrame") -> list[CellKey]:
+    """Methods in the table's order, each at its iterations.
+
+    Raises:
+        UserError: a method at several ranks, which would look like one.
+    """
+    keys = [key for key in cell_keys(scores) if key.method in ORDER]
+    ranks = {method: sorted({key.rank for key in keys if key.method == method}) for method in ORDER}
+    several = {method: of for method, of in ranks.items() if len(of) > 1}
+    if several:
+        raise UserError(
+            "methods are compared at one rank",
+            expected="tables of one, such as evaluate/*-r1-*/scores.parquet",
+            got="; ".join(f"{method} at ranks {', '.join(map(str, of))}" for method, of in several.items()),
+            key="SCORES",
+        )
+    return sorted(keys, key=lambda key: (ORDER.index(key.method), key.iterations))
 
 
-def interval(values: "pd.Series") -> Interval:
-    """Mean and bootstrap interval over people."""
-    return metrics.bootstrap(values.to_numpy(dtype=float))
-
-
-def cells(scores: "pd.DataFrame") -> list[tuple[str, int]]:
-    """Methods in the table's order, each at its iterations."""
-    found = scores[["method", "iterations"]].drop_duplicates().to_numpy().tolist()
-    known = [(str(method), int(count)) for method, count in found if method in ORDER]
-    return sorted(known, key=lambda cell: (ORDER.index(cell[0]), cell[1]))
-
-
-def rows_of(scores: "pd.DataFrame", method: str, iterations: int) -> "pd.DataFrame":
-    """One method's rows."""
-    return scores[(scores["method"] == method) & (scores["iterations"] == iterations)]
+def rows_at(scores: "pd.DataFrame", key: CellKey) -> "pd.DataFrame":
+    """A cell's rows of everybody; none while a class of the table lacks the cell."""
+    return rows_of(scores, key, class_noun=class_nouns(scores)[-1])
 
 
 def summarised(scores: "pd.DataFrame") -> "pd.DataFrame":
@@ -73,23 +65,25 @@ def summarised(scores: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     table = []
-    for method, iterations in [*cells(scores), (TEST_PHOTO, 0)]:
-        own = rows_of(scores, method, iterations)
-        faces = own[own["face_found"].notna()]
+    for key in [*cells(scores), CellKey(TEST_PHOTO, 0, 0)]:
+        own = rows_at(scores, key)
         if not len(own):
             continue
-        found = {
-            "FaceSim": interval(of_people(faces, "face_sim", missed=method != TEST_PHOTO)),
-            "R-FaceSim": interval(of_people(faces, "r_face_sim", missed=method != TEST_PHOTO)),
-            "drop": interval(drop_of_people(faces)),
-            "copy-paste": interval(of_people(faces, "copy_paste")),
-            "CLIP-T": interval(of_people(own, "clip_t")),
-            "faces found": interval(of_people(faces, "face_found")),
+        of_faces = "_detected" if key.method == TEST_PHOTO else ""  # a missed real photo says nothing of likeness
+        of_people = {
+            "FaceSim": by_person(own, f"face_sim{of_faces}"),
+            "R-FaceSim": by_person(own, f"r_face_sim{of_faces}"),
+            "drop": drop_of_people(own),
+            "copy-paste": by_person(own, "copy_paste"),
+            "CLIP-T": by_person(own, "clip_t"),
+            "faces found": by_person(own, "face_found"),
         }
-        row: dict[str, object] = {"method": method, "iterations": iterations}
-        row |= {"people": faces["identity"].nunique(), "images": len(set(own["file"]))}
-        for name, value in found.items():
-            row |= {name: value.mean, f"{name} low": value.low, f"{name} high": value.high}
+        row: dict[str, object] = {"method": key.method, "iterations": key.iterations}
+        people = own.loc[own["face_found"].notna(), "identity"]
+        row |= {"people": people.nunique(), "images": len(set(own["file"]))}
+        for name, values in of_people.items():
+            found = metrics.bootstrap(values.to_numpy(dtype=float))
+            row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
         table.append(row)
     return pd.DataFrame(table)
 
@@ -101,8 +95,12 @@ def as_markdown(table: "pd.DataFrame") -> str:
     for row in table.to_dict("records"):
         texts = [_text(row[name], row[f"{name} low"], row[f"{name} high"]) for name in shown]
         count = "" if row["method"] == TEST_PHOTO else str(row["iterations"] or "none")
-        lines.append(f"| {NAMES[row['method']]} | {count} | " + " | ".join(texts) + " |")
+        lines.append(f"| {_label(row['method'])} | {count} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _label(method: str) -> str:
+    return "real photos of the person" if method == TEST_PHOTO else look.label(method)
 
 
 def _text(mean: float, low: float, high: float) -> str:
@@ -112,36 +110,30 @@ def _text(mean: float, low: float, high: float) -> str:
 def claims(scores: "pd.DataFrame") -> list[str]:
     """What is to be shown, with the numbers that decide it; paired over people."""
     lines = []
-    faces = scores[scores["face_found"].notna()]
-    rival, base = rows_of(faces, "ip_adapter", 0), rows_of(faces, BASE, 0)
+    rival, base = (rows_at(scores, CellKey(method, 0, 0)) for method in ("ip_adapter", BASE))
     if rival.empty or base.empty:
         return ["no tuning-free rival, or no base, in these tables: nothing to compare"]
-    ahead = _paired(*(of_people(rows, "face_sim", missed=True) for rows in (rival, base)))
+    ahead = paired(*(by_person(rows, "face_sim") for rows in (rival, base)))
     word = "reached" if ahead.mean >= AHEAD else "NOT reached"
     lines.append(f"FaceSim of the tuning-free rival above the base's: {_of(ahead)}, at least {AHEAD:g} {word}")
-    for method, iterations in cells(scores):
-        if method in (BASE, "ip_adapter") or iterations != COMPARED_AT:
+    for key in cells(scores):
+        if key.method in (BASE, "ip_adapter") or key.iterations != COMPARED_AT:
             continue
-        other = rows_of(faces, method, iterations)
-        copied = _paired(of_people(rival, "copy_paste"), of_people(other, "copy_paste"))
-        dropped = _paired(drop_of_people(rival), drop_of_people(other))
+        other = rows_at(scores, key)
+        copied = paired(by_person(rival, "copy_paste"), by_person(other, "copy_paste"))
+        dropped = paired(drop_of_people(rival), drop_of_people(other))
         lines.append(
-            f"tuning-free against {NAMES[method]} at {iterations}: copy-paste higher by {_of(copied)}, "
+            f"tuning-free against {look.label(key.method)} at {key.iterations}: copy-paste higher by {_of(copied)}, "
             f"drop larger by {-100 * dropped.mean:.1f} points ({-100 * dropped.high:.1f} to {-100 * dropped.low:.1f})"
         )
     return lines
-
-
-def _paired(a: "pd.Series", b: "pd.Series") -> metrics.PairedDifference:
-    people = sorted(set(a.index) & set(b.index))
-    return metrics.paired_bootstrap(a[people].to_numpy(dtype=float), b[people].to_numpy(dtype=float))
 
 
 def _of(found: metrics.PairedDifference) -> str:
     return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f}, {found.identities} people)"
 
 
-def grid(scores: "pd.DataFrame", *, at: dict[str, int]) -> Image.Image:
+def grid(scores: "pd.DataFrame", *, at: Mapping[str, CellKey]) -> Image.Image:
     """Rows: people in turn of class, for each the methods below one another; first column the reference photo."""
     faces = scores[scores["face_found"].notna() & scores["method"].isin(ORDER)]
     nouns = {noun: sorted(set(group["identity"])) for noun, group in faces.groupby("class_noun")}
@@ -152,11 +144,11 @@ def grid(scores: "pd.DataFrame", *, at: dict[str, int]) -> Image.Image:
     sheet = Image.new("RGB", (_MARGIN + columns * _TILE, len(methods) * _TILE), "white")
     pen = ImageDraw.Draw(sheet)
     for line, method in enumerate(methods):
-        pen.text((4, line * _TILE + _TILE // 2 - 6), NAMES[method], fill="black")
+        pen.text((4, line * _TILE + _TILE // 2 - 6), look.label(method), fill="black")
     for number, identity in enumerate(people):
         left = number * (_GRID_PROMPTS + 1)
         for line, method in enumerate(methods):
-            own = rows_of(faces, method, at[method])
+            own = rows_at(scores, at[method])
             own = own[own["identity"] == identity]
             reference = _tile(Path(own["reference"].iloc[0]))
             sheet.paste(reference, (_MARGIN + left * _TILE, line * _TILE))
@@ -181,8 +173,8 @@ def main(out: Path, tables: Sequence[Path]) -> None:
     table.round(5).to_csv(out / "scores.csv", index=False)
     text = as_markdown(table) + "\n" + "\n".join(f"- {line}" for line in claims(scores)) + "\n"
     (out / "table.md").write_text(text)
-    at = {method: max(count for name, count in cells(scores) if name == method) for method, _ in cells(scores)}
-    at |= {method: count for method, count in cells(scores) if count == COMPARED_AT}
+    at = {key.method: key for key in cells(scores)}  # the last one
+    at |= {key.method: key for key in cells(scores) if key.iterations == COMPARED_AT}
     grid(scores, at=at).save(out / "grid.png", optimize=True)
     print(text)
 
@@ -190,4 +182,7 @@ def main(out: Path, tables: Sequence[Path]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         raise SystemExit(__doc__)
-    main(Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]])
+    try:
+        main(Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]])
+    except UserError as error:
+        raise SystemExit(f"compare: {error}") from None

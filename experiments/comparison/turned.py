@@ -10,22 +10,23 @@ import shutil
 import sys
 from pathlib import Path
 
-from experiments.comparison.pose import YawEstimator
+from experiments.comparison.pose import yaw_of
 from metalora.core.errors import UserError
 from metalora.people.benchmark import load_benchmark
 from metalora.people.photos import load_photo
+from metalora.perception.faces import MtcnnDetector
 
 
 def main(source: Path, target: Path) -> None:
     """Copy the multi-photo people with another photo first; the chosen yaws go to turned.json."""
     if (target / "identities.json").is_file():
         return
-    estimator, chosen, nouns = YawEstimator(), {}, {}
+    detector, chosen, nouns = MtcnnDetector(), {}, {}
     for subject in load_benchmark(source).subjects:
         if subject.part != "unsplash":
             continue
         photos = [subject.reference, *subject.test_photos]
-        yaws = [estimator.yaw(load_photo(photo)) for photo in photos]
+        yaws = [yaw_of(detector, load_photo(photo)) for photo in photos]
         first = max(range(len(photos)), key=lambda k: abs(yaws[k] or 0.0))
         folder = target / "unsplash" / subject.identity
         folder.mkdir(parents=True, exist_ok=True)

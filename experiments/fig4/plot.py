@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.fig7.plot import shown_keys
-from experiments.shown import Claim, Shown, outputs, points, show, study_of, told, verdict
-from metalora.core import metrics
-from metalora.evaluation.curves import CellKey
+from experiments.shown import Claim, Shown, by_person, outputs, paired, points, show, study_of, told, verdict
+from metalora.evaluation.curves import CellKey, rows_of
 from metalora.reporting import look
 from metalora.reporting.grids import Grid, Row, Tile, cell_tile, reference_tile, short_prompt
 from metalora.reporting.qualitative import draw_grid
@@ -116,19 +115,16 @@ def _claims(sets: Study) -> list[Claim]:
     ours = next((key for key in sets.operating_points if key.method == "meta_lora" and sets.cell(key)), None)
     found = []
     for rival in sets.rivals if ours else ():
-        a, b = (_diversity(sets, key) for key in (ours, rival) if key)
-        people = sorted(set(a.index) & set(b.index))
-        gap = metrics.paired_bootstrap(a[people].to_numpy(dtype=float), b[people].to_numpy(dtype=float))
+        a, b = (
+            by_person(rows_of(sets.scores, key, class_noun=sets.overall), "seed_diversity")
+            for key in (ours, rival)
+            if key
+        )
+        gap = paired(a, b)
         text = f"{points(a.mean())} (1 - CLIP cosine, %) against {points(b.mean())} of {look.label(rival.method)}"
         text += f", {told(gap)} apart, {gap.identities} people"
         found.append(Claim(_CLAIM, verdict(gap), text))
     return found or [Claim(_CLAIM, None, MAKE_SETS)]
-
-
-def _diversity(sets: Study, key: CellKey) -> "pd.Series":
-    rows = sets.scores
-    rows = rows[(rows["method"] == key.method) & (rows["rank"] == key.rank) & (rows["iterations"] == key.iterations)]
-    return rows.dropna(subset=["seed_diversity"]).groupby("identity")["seed_diversity"].mean()
 
 
 if __name__ == "__main__":

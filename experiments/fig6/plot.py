@@ -38,7 +38,7 @@ def _numbers(study: Study) -> Table:
 
 
 def _claims(study: Study, method: str) -> list[Claim]:
-    """At the last checkpoint that both ranks have, over all people."""
+    """Over all people at 375 iterations, or at the last checkpoint that both ranks have where one lacks these."""
     low, high = RANKS[0], RANKS[-1]
     shared = [n for n in study.iterations if all(study.cell(CellKey(method, r, n)) for r in (low, high))]
     if not shared:

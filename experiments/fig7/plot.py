@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.shown import Claim, Shown, points, show
-from metalora.evaluation.curves import CellKey
+from metalora.evaluation.curves import CellKey, rows_of
 from metalora.evaluation.score_table import BASE
 from metalora.reporting import look
 from metalora.reporting.grids import Grid, Row, Tile, cell_tile, reference_tile, short_prompt
@@ -37,14 +37,14 @@ def make(study: Study, out: Path) -> Shown:
         if noun not in study.classes:
             continue
         people = _people(study, noun, keys)
-        drawn = [key for key in keys if any(len(_rows(own, key)) for _, _, own in people)]
+        drawn = [key for key in keys if any(len(rows_of(own, key, class_noun=noun)) for _, _, own in people)]
         grid = Grid(
             name,
             f"{look.CLASSES[noun].capitalize()}; below each image its CLIP-T: {study.world}",
             *_grid(people, drawn),
         )
         pictures.append(draw_grid(grid, folder=out))
-        rows += [(name, look.label(key.method), *_means(people, key)) for key in drawn]
+        rows += [(name, look.label(key.method), *_means(people, key, noun)) for key in drawn]
     header = ("figure", "method", "CLIP-T", "CLIP-I")
     claim = "Meta-LoRA follows scene and style while it keeps the person"
     told = "a picture to look at; people with one photo have no R-FaceSim, so likeness is read off the pictures"
@@ -77,14 +77,10 @@ def _grid(people, keys: list[CellKey]) -> tuple[tuple[str, ...], tuple[Row, ...]
     return columns, tuple(lines)
 
 
-def _rows(own, key: CellKey):
-    return own[(own["method"] == key.method) & (own["rank"] == key.rank) & (own["iterations"] == key.iterations)]
-
-
-def _means(people, key: CellKey) -> tuple[str, str]:
+def _means(people, key: CellKey, noun: str) -> tuple[str, str]:
     found = []
     for column in ("clip_t", "clip_i"):
-        values = [_rows(own, key)[column] for _, _, own in people]
+        values = [rows_of(own, key, class_noun=noun)[column] for _, _, own in people]
         mean = np.mean([value.iloc[0] for value in values if len(value)]) if any(map(len, values)) else np.nan
         found.append(points(float(mean)) if np.isfinite(mean) and (key.method, column) != (BASE, "clip_i") else NONE)
     return found[0], found[1]

@@ -65,4 +65,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/learning_rate"))
+    try:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/learning_rate"))
+    except UserError as error:
+        raise SystemExit(f"choose: {error}") from None

@@ -1,6 +1,6 @@
 """How much less time a person takes in a cohort of 16 than alone, on the mini world, in one run.
 
-    python -m experiments.speed.cohort [repeats=3] [people=16] [iterations=12]
+    python -m experiments.speed.cohort [repeats=3] [people=16] [iterations=12]    # OMP_NUM_THREADS sets the threads
 
 Stage-2 steps of Meta-LoRA (rank 1) and of LoRA+aug on the shipped mini FLUX with cached latents: one person per batch
 against all in one batch. Only steps are timed; the repeats alternate. Writes results/cohort-DATE-N-threads.json.
@@ -10,13 +10,13 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from experiments.speed.measuring import command, settings_of
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject, layer_shapes
 from metalora.adapters.optimizer import BankAdamW
@@ -28,6 +28,7 @@ from metalora.core.noise import noise, timestep
 from metalora.training.step import clip_gradients, diffusion_loss
 
 LATENT = (8, 16, 16)
+DEFAULTS = {"repeats": 3, "people": 16, "iterations": 12}
 
 
 def batch_of(backbone: DiffusersBackbone, names: list[str], *, iteration: int) -> Batch:
@@ -75,9 +76,7 @@ def seconds(step: Callable[[int], None], *, iterations: int) -> float:
 
 def main(arguments: list[str]) -> None:
     """Time, print, write."""
-    values = {"repeats": 3, "people": 16, "iterations": 12} | {
-        key: int(value) for key, value in (argument.split("=") for argument in arguments)
-    }
+    values = settings_of(arguments, DEFAULTS)
     backbone = load_flux(PACKAGE / "miniworld/weights/flux", name="mini", max_text_tokens=24)
     names = [f"person-{number:02d}" for number in range(values["people"])]
     results = {}
@@ -111,4 +110,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command("cohort", main)

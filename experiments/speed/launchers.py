@@ -18,12 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from experiments.cluster import local_ray
-from experiments.speed.measuring import write
+from experiments.speed.measuring import command, settings_of, write
 from metalora.core.lease import is_alive, owner
 
 GRID = (
@@ -39,6 +38,7 @@ GRID = (
     "trainer.threads=1",
     "trainer.checkpoint_seconds=1",
 )
+DEFAULTS = {"launchers": "basic,joblib,ray", "iterations": "20,60"}
 WORDS = {
     "basic": (),
     "joblib": ("hydra/launcher=workers",),
@@ -51,11 +51,10 @@ WORDS = {
 }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Measure and write results/launchers-DATE.json."""
-    given = dict(word.split("=") for word in sys.argv[1:])
-    launchers = given.get("launchers", "basic,joblib,ray").split(",")
-    iterations = given.get("iterations", "20,60")
+    given = settings_of(arguments, DEFAULTS)
+    launchers, iterations = given["launchers"].split(","), given["iterations"]
     jobs = 2 * len(iterations.split(","))
     folder = Path(tempfile.mkdtemp(prefix="launchers-"))
     data = os.environ.get("METALORA_DATA", str(folder / "data"))
@@ -92,7 +91,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     write(
-        f"launchers-{datetime.now(UTC).date().isoformat()}",
+        "launchers",
         {
             "jobs": jobs,
             "iterations": iterations,
@@ -105,11 +104,11 @@ def main() -> None:
 
 def sweep(outputs: Path, *words: str, environment: Mapping[str, str], kill: bool) -> tuple[float, list[int]]:
     """Wall seconds until the grid is done, and the exit statuses of the commands that took."""
-    command = [sys.executable, "-m", "metalora", "personalize", "-m", *GRID, *words]
+    sweeping = [sys.executable, "-m", "metalora", "personalize", "-m", *GRID, *words]
     begun, statuses = time.monotonic(), list[int]()
     while not statuses or (statuses[-1] != 0 and len(statuses) < 4):
         process = subprocess.Popen(
-            command,
+            sweeping,
             env=os.environ | environment | {"METALORA_OUTPUTS": str(outputs)},
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -119,7 +118,7 @@ def sweep(outputs: Path, *words: str, environment: Mapping[str, str], kill: bool
                 os.kill(pid, signal.SIGKILL)
                 break
         statuses.append(process.wait())
-    assert statuses[-1] == 0, f"{command} ends with {statuses}"
+    assert statuses[-1] == 0, f"{sweeping} ends with {statuses}"
     return time.monotonic() - begun, statuses
 
 
@@ -143,4 +142,4 @@ def _versions() -> dict[str, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    command("launchers", main)

@@ -1,9 +1,10 @@
-"""Alternating timings and where they were taken."""
+"""What the speed commands share: their words, alternating timings, and where these were taken."""
 
 import json
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,36 @@ from typing import Any
 import numpy as np
 import torch
 
+from metalora.core.errors import UserError
+
 RESULTS = Path(__file__).parent / "results"
+
+
+def command(name: str, main: Callable[[list[str]], None]) -> None:
+    """Run `main` with what was typed; what is wrong with it is one line."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(f"{name}: {error}") from None
+
+
+def settings_of(arguments: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults with KEY=VALUE words over them, each of its default's type.
+
+    Raises:
+        UserError: another key, or a value of another type.
+    """
+    settings = dict(defaults)
+    for word in arguments:
+        key, _, value = word.partition("=")
+        if key not in defaults:
+            raise UserError("unknown option", expected=" ".join(f"{k}={v}" for k, v in defaults.items()), got=word)
+        kind = type(defaults[key])
+        try:
+            settings[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise UserError("not a value of this option", expected=kind.__name__, got=value, key=key) from None
+    return settings
 
 
 def alternate(steps: Mapping[str, Callable[[], None]], *, repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
@@ -48,15 +78,16 @@ def summary(seconds: Mapping[str, list[float]], *, against: str) -> dict[str, di
 
 
 def write(name: str, result: Mapping[str, Any]) -> Path:
-    """Write a result with date, hardware and versions to `results/NAME.json`; print it as well."""
+    """Write a result with date, hardware and versions to `results/NAME-DATE.json`; print it as well."""
+    date = datetime.now(UTC).date().isoformat()
     content = {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": date,
         "hardware": _processor(),
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in ("torch", "diffusers", "peft")},
         **result,
     }
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{name}-{date}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(path.read_text())
     return path

@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.speed.measuring import write
+from experiments.speed.measuring import command, settings_of, write
 from experiments.speed.steps import POOLED, SHAPES, make_transformer, quantize
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import inject
@@ -231,22 +231,19 @@ def plan_presets() -> None:
 
 def main(arguments: list[str]) -> None:
     """Measure every way in a process of its own, and write."""
-    if arguments == ["presets=true"]:
+    settings = settings_of(arguments, {**DEFAULTS, "presets": False, "stage": "", "way": ""})
+    presets, stage, way = (settings.pop(name) for name in ("presets", "stage", "way"))
+    if presets:
         plan_presets()
         return
-    settings: dict[str, Any] = dict(DEFAULTS)
-    words = dict(argument.split("=", 1) for argument in arguments)
-    cell = {name: words.pop(name) for name in ("stage", "way") if name in words}
-    for name, value in words.items():
-        settings[name] = type(DEFAULTS[name])(value)
-    if len(cell) == 2:
-        print(json.dumps(measure(settings, **cell)))
+    if stage and way:
+        print(json.dumps(measure(settings, stage=stage, way=way)))
         return
     report: dict[str, Any] = {}
     for stage in STAGES:
         for way in WAYS if settings["device"] == "cuda" else CPU_WAYS:
-            command = [sys.executable, "-m", "experiments.speed.memory", *arguments, f"stage={stage}", f"way={way}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            words = [sys.executable, "-m", "experiments.speed.memory", *arguments, f"stage={stage}", f"way={way}"]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
             told = done.stdout.strip().splitlines()
             if done.returncode or not told:
                 report[f"{stage}_{way}"] = {"failed": done.stderr.strip().splitlines()[-1:]}
@@ -254,9 +251,9 @@ def main(arguments: list[str]) -> None:
                 report[f"{stage}_{way}"] = json.loads(told[-1])
             print(f"{stage} {way}: {report[f'{stage}_{way}']}", flush=True)
     gpu = torch.cuda.get_device_name() if settings["device"] == "cuda" else None
-    name = f"memory-{settings['shape']}-{settings['device']}-{time.strftime('%Y-%m-%d')}"
+    name = f"memory-{settings['shape']}-{settings['device']}"
     print(write(name, {"gpu": gpu, "settings": settings, "ways": report}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command("memory", main)

@@ -8,7 +8,6 @@ small ones several times. On a machine that others use, seconds of the process's
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.speed.measuring import write
+from experiments.speed.measuring import command, settings_of, write
 from metalora.adapters.artifacts import Prior
 from metalora.backbones.flux import load_flux
 from metalora.configuration import PACKAGE
@@ -31,6 +30,7 @@ PEOPLE = {16: 3, 64: 2, 256: 1, 1024: 1}
 CHECKPOINTS = {1: 3, 2: 2, 5: 2, 10: 3}
 """Number of checkpoints -> how often; 16 people, ten iterations."""
 CAPTION = "a photo of a woman"
+DEFAULTS = {"iterations": 2, "cohort": 16}
 
 
 def people(count: int) -> list[TrainingPerson]:
@@ -111,7 +111,7 @@ def in_turns(counts: Mapping[int, int]) -> list[int]:
 
 def main(arguments: list[str]) -> None:
     """Time, fit, write."""
-    values = {"iterations": 2, "cohort": 16} | {k: int(v) for k, v in (item.split("=") for item in arguments)}
+    values = settings_of(arguments, DEFAULTS)
     torch.set_num_threads(1)
     backbone = load_flux(PACKAGE / "miniworld/weights/flux", name="mini", max_text_tokens=24)
     texts, everybody = {CAPTION: backbone.encode_text([CAPTION])}, people(max(PEOPLE))
@@ -130,10 +130,10 @@ def main(arguments: list[str]) -> None:
     per = {size: value / int(size) / values["iterations"] for size, value in found["median_cpu_seconds"].items()}
     found["cpu_milliseconds_per_person_and_iteration"] = {size: round(1e3 * value, 3) for size, value in per.items()}
     write(
-        f"people-{time.strftime('%Y-%m-%d')}",
+        "people",
         {"settings": values, "people": found, "checkpoints_of_16_people_10_iterations": measured(by_checkpoints)},
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command("people", main)

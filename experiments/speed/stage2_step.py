@@ -2,10 +2,9 @@
 
 A FLUX transformer of width 1024 with random weights takes training steps on the CPU in float32, batch 1, 512 tokens.
 
-    python -m experiments.speed.stage2_step [--repeats 21] [--threads 2]
+    python -m experiments.speed.stage2_step [repeats=21] [threads=2]
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -13,7 +12,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from experiments.speed.measuring import alternate, summary, write
+from experiments.speed.measuring import alternate, command, settings_of, summary, write
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import inject, layer_shapes
 from metalora.adapters.optimizer import BankAdamW, clip_rows_
@@ -23,6 +22,7 @@ LATENTS_HW = (32, 48)
 TEXT_TOKENS = 128
 RATE = 4e-4
 META_RANK = 128
+DEFAULTS = {"repeats": 21, "threads": 2}
 
 
 def make_transformer() -> FluxTransformer2DModel:
@@ -112,22 +112,19 @@ def bank_step(*, meta_rank: int | None) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
-    """Measure and write results/stage2_step.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=21)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def main(arguments: list[str]) -> None:
+    """Measure and write results/stage2_step-DATE.json."""
+    settings = settings_of(arguments, DEFAULTS)
+    torch.set_num_threads(settings["threads"])
     steps = {
         "frozen_model": frozen_step(),
         "meta_lora_rank_1": bank_step(meta_rank=META_RANK),
         "lora_rank_1": bank_step(meta_rank=None),
         "peft_lora_rank_1": peft_step(),
     }
-    seconds = alternate(steps, repeats=arguments.repeats)
-    write("stage2_step", {"repeats": arguments.repeats, "steps": summary(seconds, against="frozen_model")})
+    seconds = alternate(steps, repeats=settings["repeats"])
+    write("stage2_step", {"repeats": settings["repeats"], "steps": summary(seconds, against="frozen_model")})
 
 
 if __name__ == "__main__":
-    main()
+    command("stage2_step", main)

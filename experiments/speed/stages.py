@@ -8,18 +8,19 @@ Reads the manifests that the run left, writes results/stages-DATE-NAME.json and 
 import json
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
 import torch
 
+from experiments.speed.measuring import command
 from metalora.core.errors import UserError
 from metalora.tasks.study import newest_study, runs, used
 
 
-def main(folder: Path) -> None:
+def main(arguments: list[str]) -> None:
     """Collect, print, write."""
+    folder = Path(arguments[0] if arguments else "outputs/reproduce")
     study = newest_study(folder)
     if study is None:
         raise UserError("nothing was run here", expected="a folder that `make reproduce` made", got=str(folder))
@@ -46,4 +47,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/reproduce"))
+    command("stages", main)

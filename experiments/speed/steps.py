@@ -16,7 +16,6 @@ Writes results/steps-SHAPE-DEVICE-DATE.json.
 import contextlib
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.speed.measuring import alternate, summary, write
+from experiments.speed.measuring import alternate, command, settings_of, summary, write
 from metalora.adapters.bank import AdapterBank
 from metalora.adapters.inject import eject, inject, layer_shapes
 from metalora.adapters.optimizer import BankAdamW, clip_rows_
@@ -273,10 +272,7 @@ def model_flops(settings: dict[str, Any]) -> int:
 
 def main(arguments: list[str]) -> None:
     """Measure and write."""
-    settings = dict(DEFAULTS)
-    for name, _, value in (argument.partition("=") for argument in arguments):
-        kind = type(DEFAULTS[name])
-        settings[name] = value.lower() == "true" if kind is bool else kind(value)
+    settings = settings_of(arguments, DEFAULTS)
     bench = Bench(settings)
     flops, ceiling = model_flops(settings), bench.ceiling()
     people, cohort = settings["people"], settings["cohort"]
@@ -320,9 +316,9 @@ def main(arguments: list[str]) -> None:
         f"seconds_of_bucket_switch_{people}_people": round(min(switches), 3),
         "steps": report,
     }
-    path: Path = write(f"steps-{settings['shape']}-{settings['device']}-{time.strftime('%Y-%m-%d')}", result)
+    path: Path = write(f"steps-{settings['shape']}-{settings['device']}", result)
     print(json.dumps({name: told["ratio_of_medians"] for name, told in report.items()}), path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command("steps", main)

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.shown import Claim, Shown, outputs, places, points, present, study_of, told, verdict
 from metalora.core import metrics
 from metalora.core.errors import UserError
-from metalora.evaluation.curves import CellKey
+from metalora.evaluation.curves import CellKey, rows_of
 from metalora.reporting import look
 from metalora.reporting.study import Study, paper_reference
 from metalora.reporting.tables import Table
@@ -58,9 +58,8 @@ def shares_of(study: Study, ours: CellKey, theirs: CellKey, score: str, kinds: t
     """By person, the share of prompts whose set of ours has the higher mean; a tie is half."""
     tables = []
     for key in (ours, theirs):
-        scores = study.scores
-        rows = scores[(scores["method"] == key.method) & (scores["rank"] == key.rank)]
-        rows = rows[(rows["iterations"] == key.iterations) & rows["kind"].isin(kinds) & rows[score].notna()]
+        rows = rows_of(study.scores, key, class_noun=study.overall)
+        rows = rows[rows["kind"].isin(kinds) & rows[score].notna()]
         tables.append(rows.groupby(["identity", "prompt_id"])[score].mean())
     a, b = tables[0].align(tables[1], join="inner")
     better = (a > b) + 0.5 * (a == b)

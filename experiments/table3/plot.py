@@ -6,7 +6,7 @@ python -m experiments.table3.plot [FOLDER ...] [out=DIR]
 import sys
 from pathlib import Path
 
-from experiments.shown import Claim, Shown, interval, points, show, told, verdict
+from experiments.shown import Claim, Shown, interval, paired, points, show, told, verdict
 from metalora.core import metrics
 from metalora.core.metrics import relative_drop
 from metalora.evaluation.curves import Cell, CellKey, rows_of
@@ -87,8 +87,7 @@ def _claims(study: Study) -> list[Claim]:
     for key in free:
         tables = [rows_of(study.scores, k, class_noun=study.overall) for k in (meta, key)]
         ours, theirs = (drop_of_people(rows[rows["face_found"] == 1]) for rows in tables)
-        people = sorted(set(ours.index) & set(theirs.index))
-        gap = metrics.paired_bootstrap(ours[people].to_numpy(dtype=float), theirs[people].to_numpy(dtype=float))
+        gap = paired(ours, theirs)
         text = f"{look.label(key.method)} loses {points(-theirs.mean())}%, Meta-LoRA {points(-ours.mean())}%"
         text += f", {told(gap)} apart, {gap.identities} people"
         found.append(Claim(claim, verdict(gap), text))

@@ -34,7 +34,7 @@ def load_photo(path: Path, *, min_side: int = 32, max_pixels: int = 100_000_000,
         key: the configuration key that named the file, for the error message.
 
     Raises:
-        UserError: missing, empty, not an image, truncated or damaged, too large, too small.
+        UserError: missing, empty, not an image, truncated or damaged, too large, too small, of floating-point numbers.
     """
     path = Path(path)
     data = _read_bytes(path, key=key)
@@ -47,6 +47,13 @@ def load_photo(path: Path, *, min_side: int = 32, max_pixels: int = 100_000_000,
                     path,
                     got=f"{image.width} x {image.height} = {image.width * image.height} pixels",
                     max_pixels=max_pixels,
+                    key=key,
+                )
+            if image.mode == "F":
+                raise UserError(
+                    f"the photo {path} is of floating-point numbers",
+                    expected="8 or 16 bits a channel: of those it is known what is black and what is white",
+                    got="Pillow's mode F",
                     key=key,
                 )
             try:

@@ -118,6 +118,8 @@ def bad_photos(folder: Path) -> dict[str, Path]:
     paths["empty"].write_bytes(b"")
     paths["text"].write_text("this is not a photo")
     Image.new("RGB", (200, 8)).save(paths["tiny"])
+    paths["float"] = folder / "float.tiff"
+    Image.fromarray(np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)).save(paths["float"])
     paths["heic"].write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     paths["pdf"].write_bytes(b"%PDF-1.7 \0\0")
     paths["header"].write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
@@ -135,6 +137,7 @@ def bad_photos(folder: Path) -> dict[str, Path]:
         ("text", "not an image; expected a JPEG, PNG, WebP, TIFF or BMP photo; got a text file"),
         ("tiny", "too small; expected at least 32 pixels on the shorter side; got 200 x 8"),
         ("heic", "HEIC"),
+        ("float", "of floating-point numbers; expected 8 or 16 bits a channel"),
         ("pdf", "a PDF"),
         ("header", "expected"),
         ("missing", "there is no photo"),

@@ -202,7 +202,8 @@ def test_the_copy_paste_score_is_told_with_its_interval_and_compared(world: Worl
     assert row[place] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
     others = {s["method"]: s["copy_paste"]["mean"] for s in summary["standings"] if s["class"] == "both" if s["rank"]}
     (test,) = [row for row in paired.rows if row[:2] == ("LoRA r1 625 minus LoRA+aug r1 625", "copy_paste")]
-    assert test[2].startswith(f"{100 * (others['lora'] - others['lora_aug']):+.1f} [") and test[4] == "4"
+    difference = 100 * (others["lora"] - others["lora_aug"])
+    assert test[2].startswith(f"{difference:+.1f} [") and test[4] == "man and woman (4)"
 
 
 def test_every_base_has_a_row_and_its_name_where_there_are_several(world: World) -> None:

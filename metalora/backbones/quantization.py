@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import nn
 
 from metalora.backbones.directory import LOCAL, PipelineDirectory, readable
-from metalora.core.atomic import atomic_folder, writing
+from metalora.core.atomic import atomic_folder, clear_partial, writing
 from metalora.core.bits import is_quantized
 from metalora.core.errors import UserError
 from metalora.core.lease import Lease
@@ -97,6 +97,7 @@ def load_quantized(
             made = model.from_pretrained(
                 directory.folder, subfolder=directory.component, quantization_config=config, **options
             )
+        clear_partial(folder)
         with writing(folder), atomic_folder(folder) as partial:
             made.save_pretrained(partial, safe_serialization=True)
 

@@ -50,12 +50,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success fsync its files and rename it onto `target`, which may be an
     empty folder.
 
-    Whatever goes wrong inside the block, there is no new `target` and the temporary folder is removed, as is one that
-    a killed process left.
+    Whatever goes wrong inside the block, there is no new `target` and the temporary folder is removed; one that a
+    killed process left is for `clear_partial`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}.*.partial"):
-        shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
     try:
         yield temporary
@@ -68,6 +66,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_partial(target: Path) -> None:
+    """Remove what killed processes left of `atomic_folder(target)`; nobody else may be writing it."""
+    for leftover in target.parent.glob(f".{target.name}.????????.partial"):
+        shutil.rmtree(leftover)
 
 
 def _flush(path: Path) -> None:

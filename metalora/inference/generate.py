@@ -82,6 +82,7 @@ def generate(
     texts: Mapping[str, TextEmbedding] | None = None,
     strength: float = 1.0,
     start: Start | None = None,
+    overwrite: bool = True,
     progress: Progress | None = None,
 ) -> tuple[GeneratedImage, ...]:
     """Make every image that is not there yet; returns one record per job, in the order of `jobs`.
@@ -96,10 +97,12 @@ def generate(
         texts: prompt to its embedding, a single row; by default the backbone embeds them, before the denoiser is read.
         strength: what the LoRAs' updates are multiplied with; 1 is their full effect.
         start: a picture of this size to start from instead of noise alone.
+        overwrite: whether an image that is there may make way for another one under its name.
         progress: called as progress("generate", done, total).
 
     Raises:
-        UserError: two jobs for one file, a size the backbone cannot make, a LoRA file that does not fit.
+        UserError: two jobs for one file, a size the backbone cannot make, a LoRA file that does not fit, an image that
+            may not make way.
     """
     check_size(backbone, size)
     out = Path(out)
@@ -113,6 +116,13 @@ def generate(
     costs = {image.file: {"seconds": image.seconds, "peak_memory_mb": image.peak_memory_mb} for image in kept}
     if todo:
         stale = {image.file for _, image in todo}
+        if not overwrite and (others := stale & {image.file for image in kept}):
+            raise UserError(
+                f"{out} holds other images under the same names",
+                expected="a new folder, or what it was made with",
+                got=", ".join(sorted(others)[:3]),
+                key="out",
+            )
         write_manifest(out / FILE_NAME, [image for image in kept if image.file not in stale])
         with (out / FILE_NAME).open("a", encoding="utf-8") as manifest:
             finished = len(jobs) - len(todo)

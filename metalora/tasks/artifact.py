@@ -97,22 +97,12 @@ class Artifact:
         """The work starts now: seconds and peak memory count from here.
 
         Args:
-            anew: it replaces what another configuration made in this folder (`out`), which is unfinished from here on.
+            anew: what another configuration made in this folder (`out`) is changed: it is unfinished from here on.
         """
         if anew and not self.complete:
             self.manifest.unlink(missing_ok=True)
         self.started = time.monotonic()
         reset_peak_memory()
-
-    def refuse_another(self) -> None:
-        """Raise UserError when the folder, named by `out`, is what another configuration made and finished."""
-        if self.manifest.is_file() and not self.complete:
-            raise UserError(
-                f"{self.folder} was made by another command",
-                expected="a new folder, or what it was made with",
-                got=f"{MANIFEST} with another hash",
-                key="out",
-            )
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest; `facts` go into it. A finished artifact that is extended adds its seconds up."""

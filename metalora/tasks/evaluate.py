@@ -210,15 +210,17 @@ def _checked(setting: Setting, subjects: Sequence[Subject] | None = None) -> Che
 
 
 def _hash(folder: Path) -> str:
-    """What a folder of images holds: by its manifest.json, or, for a folder of another program, by its content."""
+    """What a folder of images holds: by its manifest.json, or by its content where the folder is another program's or
+    named by `out`, which may hold images of several commands."""
     if not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}", expected=f"a folder of images with a {FILE_NAME}", key="images, base_images"
         )
     records = read_manifest(folder)
     where = folder.resolve()
-    own = where.parent.name == "generate" and re.fullmatch(r".+-[0-9a-f]{10}", where.name)  # TASK/LABEL-HASH
-    if (folder / MANIFEST).is_file() or (own and any(record.lora_sha256 for record in records)):
+    own = re.fullmatch(r".+-[0-9a-f]{10}", where.name)  # LABEL-HASH
+    drawn = where.parent.name == "generate" and any(record.lora_sha256 for record in records)
+    if own and ((folder / MANIFEST).is_file() or drawn):
         return stored_hash(folder)  # says so when this program has not finished it
     digest = hashlib.sha256()
     for path in [folder / FILE_NAME, *(inside(folder, record.file) for record in records)]:

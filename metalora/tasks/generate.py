@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> list[Path]:
     ]
     with Board() as board:
         label, progress = lora.stem if lora else "base", board.reporter("generate")
-        folder = generate(setting, jobs=jobs, label=label, progress=progress, say=board.say)
+        folder = generate(setting, jobs=jobs, label=label, overwrite=False, progress=progress, say=board.say)
         board.say(f"images: {folder}")
     return [folder / MANIFEST, *sorted((folder / "images").rglob("*.png"))]
 
@@ -108,18 +108,20 @@ def generate(
     *,
     jobs: Sequence[GenerationJob],
     label: str,
+    overwrite: bool = True,
     progress: Progress,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Make the images that are not there yet; returns their folder (images/ and manifest.jsonl).
 
     Args:
+        overwrite: whether an image that is there may make way for another one under its name.
         say: told one line about memory.
     """
     artifact = artifact_of(setting, jobs=jobs, label=label)
     with artifact.making(progress) as owned:
         if owned is not None:
-            _draw(setting, artifact, jobs=jobs, progress=owned, say=say)
+            _draw(setting, artifact, jobs=jobs, overwrite=overwrite, progress=owned, say=say)
     return artifact.folder
 
 
@@ -128,12 +130,12 @@ def _draw(
     artifact: Artifact,
     *,
     jobs: Sequence[GenerationJob],
+    overwrite: bool,
     progress: Progress,
     say: Callable[[str], None] | None,
 ) -> None:
     """What is missing of a folder of images that this process owns."""
-    artifact.refuse_another()
-    artifact.begin()
+    artifact.begin(anew=overwrite)  # else what it holds stays what it is
     sampling = setting["sampling"]
     height, width = setting.numbers("sampling.size", least=1, count=2)
     check_size(setting.backbone, (height, width))  # before anything is embedded
@@ -157,6 +159,7 @@ def _draw(
         strength=setting.values.get("strength", 1.0),
         start=start_of(setting),
         out=artifact.folder,
+        overwrite=overwrite,
         progress=progress,
     )
     artifact.finish(images=len(jobs), **measured(setting, plan, say=say))

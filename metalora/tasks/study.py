@@ -87,13 +87,13 @@ class Used:
 
 def used(folder: Path, study: str) -> Used:
     """Follow a study's evaluations in `folder` back to what they were made from; tables oldest first, without those
-    whose every row was made again in a newer one (from LoRAs that were lost and trained again)."""
+    whose every row a newer one has of other LoRAs (some were lost, and trained again to other bits)."""
     tables = sorted(
         (path for path in (folder / "evaluate").glob(f"*/{MANIFEST}") if _read(path)["config"].get("study") == study),
         key=lambda path: path.stat().st_mtime,
     )
-    held = [_rows_of(path.with_name("scores.parquet")) for path in tables]
-    tables = [path for n, path in enumerate(tables) if not any(held[n] and held[n] <= newer for newer in held[n + 1 :])]
+    held = [_loras_of(path.with_name("scores.parquet")) for path in tables]
+    tables = [path for n, path in enumerate(tables) if not any(_replaces(new, held[n]) for new in held[n + 1 :])]
     priors = _priors(folder)
     found: dict[str, dict[str, Mapping[str, Any]]] = {stage: {} for stage in STAGES}
 
@@ -120,14 +120,19 @@ def used(folder: Path, study: str) -> Used:
     )
 
 
-def _rows_of(table: Path) -> frozenset[tuple[Any, ...]]:
-    """The names of a table's rows."""
+def _loras_of(table: Path) -> dict[tuple[Any, ...], str]:
+    """The hash of every row's LoRA by the row's name."""
     import pandas as pd
 
     if not table.is_file():
-        return frozenset()
-    rows = pd.read_parquet(table, columns=[*KEY, *BASE_SETTING])
-    return frozenset(zip(*(rows[name] for name in KEY), bases_of(rows), strict=True))
+        return {}
+    rows = pd.read_parquet(table, columns=[*KEY, *BASE_SETTING, "lora_sha256"])
+    names = zip(*(rows[name] for name in KEY), bases_of(rows), strict=True)
+    return dict(zip(names, rows["lora_sha256"], strict=True))
+
+
+def _replaces(newer: Mapping[tuple[Any, ...], str], older: Mapping[tuple[Any, ...], str]) -> bool:
+    return older.keys() <= newer.keys() and any(newer[name] != lora for name, lora in older.items())
 
 
 def is_whole(folder: Path, scores: Sequence[Path], *, given: Collection[str] = ()) -> bool:

@@ -39,6 +39,7 @@ from metalora.training.configuration import (
 from metalora.training.identity_parallel import IdentityParallel, summed
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
 from metalora.training.ranks import Ranks
+from metalora.training.speed import FILE as SPEED_FILE
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss, embedded
 from metalora.training.trainer import fit
 
@@ -244,7 +245,7 @@ def run_meta_training(
                 callbacks=hooks,
                 resume=leg.resume,
                 device=device,
-                logger=None if leg.kept else logger,  # which was told these numbers before
+                logger=logger if leg.end > leg.kept else None,  # which was told these numbers before
                 log_every=log_every,
                 memory_key="stage1.batch_size",
                 plan=memory_plan,
@@ -292,7 +293,7 @@ def _missing_priors(
             there[reached] = path
         if reached < iterations:
             missing.setdefault(iterations, []).append(path)
-    for iterations in there.keys() & missing.keys():
+    for iterations in sorted(there.keys() & missing.keys()):  # a shorter run's prior.safetensors goes last
         for path in missing.pop(iterations):
             if write:
                 with writing(path):
@@ -332,8 +333,9 @@ def _leg_of(out: Path, missing: Mapping[int, Sequence[Path]], configuration: Map
 def _take_over(leg: _Leg, out: Path) -> None:
     """Keep the state that is further, with its metrics."""
     if leg.end > leg.kept:
-        for name in (METRICS, STATE):  # rows beyond a state are dropped when it goes on
-            (leg.folder / name).replace(out / name)
+        for name in (METRICS, SPEED_FILE, STATE):  # rows beyond a state are dropped when it goes on
+            if (leg.folder / name).is_file():
+                (leg.folder / name).replace(out / name)
     shutil.rmtree(leg.folder)
 
 

@@ -1,10 +1,11 @@
 """A folder is there as a whole or not at all."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from metalora.core.atomic import atomic_folder
+from metalora.core.atomic import atomic_folder, clear_partial
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -19,12 +20,18 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_what_goes_wrong_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".made.killed.partial").mkdir()
-    (tmp_path / ".other.killed.partial").mkdir()
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "made") as partial:
         (partial / "file").write_text("text")
         raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == [".other.killed.partial"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_left_is_cleared_and_nothing_of_another_folder(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "made.v2") as other, atomic_folder(tmp_path / "made") as killed:
+        shutil.copytree(killed, kept := killed.with_name(".made.abcdefgh.partial"))
+        clear_partial(tmp_path / "made")
+        assert not killed.exists() and not kept.exists() and other.is_dir()
+        killed.mkdir()
 
 
 def test_a_folder_with_something_in_it_is_not_replaced(tmp_path: Path) -> None:

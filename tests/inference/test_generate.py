@@ -184,6 +184,16 @@ def test_another_request_in_the_same_folder_is_added(tiny_backbone, jobs, tmp_pa
     assert tuple(read_manifest(out)) == first + second
 
 
+def test_a_folder_that_keeps_what_it_has_takes_others_beside_it(tiny_backbone, jobs, tmp_path):
+    first = generate(tiny_backbone, jobs[:2], **SETTING, batch_size=2, out=tmp_path / "out", overwrite=False)
+    generate(tiny_backbone, jobs[:4], **SETTING, batch_size=2, out=tmp_path / "out", overwrite=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert len(read_manifest(tmp_path / "out")) == 4
+    with pytest.raises(UserError, match=f"other images under the same names.*got {first[0].file}.*key: out"):
+        generate(tiny_backbone, jobs[:1], **SETTING | {"steps": 2}, batch_size=2, out=tmp_path / "out", overwrite=False)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
 def test_manifest_says_how_each_image_was_made(tiny_backbone, jobs, tmp_path):
     records = generate(tiny_backbone, jobs, **SETTING, batch_size=9, out=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]

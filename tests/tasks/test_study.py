@@ -68,9 +68,10 @@ def test_a_table_that_was_made_again_no_longer_counts(tmp_path: Path) -> None:
 
     evaluated("lora-1", [250, 375], "ab")
     evaluated("lora-2", [500], "ab")
-    assert standing() == ["lora-1", "lora-2"]
-    evaluated("lora-3", [250, 375], "cd")  # other bits
-    assert standing() == ["lora-2", "lora-3"]
+    evaluated("lora-3", [250, 375], "ab")  # the same again, as the base's rows are in every table
+    assert standing() == ["lora-1", "lora-2", "lora-3"]
+    evaluated("lora-4", [250, 375], "cd")  # other bits
+    assert standing() == ["lora-2", "lora-4"]
     assert len(read_scores(used(tmp_path, "S").scores)) == 3
 
 
@@ -87,6 +88,7 @@ def test_the_world_is_that_of_the_images_whoever_drew_them(tmp_path: Path) -> No
             "seed": 0,
             "steps": 1,
             "guidance": 1.0,
+            "lora_sha256": "",
         }
         told = [{"file": "a.png", "reference": "", "method": m, "base_model": base} | keys for m, base in tables]
         pd.DataFrame(told).to_parquet(tmp_path / "evaluate" / str(number) / "scores.parquet")

@@ -264,6 +264,9 @@ def test_one_prior_of_two_names_is_trained_once(tiny_backbone: DiffusersBackbone
     named.unlink()
     stage1(tiny_backbone, tmp_path, q_total=16, prior_every=8, callbacks=[probe])
     assert load_prior(named).metadata["iterations"] == "8"
+    named.replace(final)  # killed between the two files of iteration 16
+    stage1(tiny_backbone, tmp_path, q_total=16, prior_every=8, callbacks=[probe])
+    assert [load_prior(path).metadata["iterations"] for path in (named, final)] == ["8", "16"]
     assert [batch.iteration for batch in probe.batches] == list(range(8, 16))
 
 

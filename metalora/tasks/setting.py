@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from math import inf, ulp
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -15,39 +15,53 @@ from metalora.people.augment import shapes_for
 from metalora.training.configuration import quantization_of
 
 DEVICES = ("cpu", "cuda")
-_COUNTS = {
-    **dict.fromkeys(("rank", "meta_rank", "batch_size", "cohort_size"), 1),
-    **dict.fromkeys(("stage1.rank", "stage1.batch_size", "stage1.q_bucket", "stage1.q_total"), 1),
-    "stage1.q_warmup": 0,
-    "stage1.prior_every": 1,
-    "sampling.steps": 1,
-    "sampling.batch_size": 1,
-    "logger.samples": 0,
-    "headline.target_rank": 0,
-    "headline.target_iterations": 1,
-    "seed": 0,
-    **dict.fromkeys((f"protocol.{part}_people" for part in ("several_photo", "single_photo")), 0),
-    **dict.fromkeys((f"protocol.{part}_prompts" for part in ("frontal", "clip")), 0),
-    **dict.fromkeys(("trainer.workers", "trainer.threads"), 1),
+
+
+class _Number(NamedTuple):
+    """What may stand under a key."""
+
+    least: float
+    whole: bool = True
+    otherwise: tuple[str | None, ...] = ()
+    """What else: null, or a word."""
+
+    @property
+    def expected(self) -> str:
+        if self.whole:
+            text = f"a whole number of {self.least} or more"
+        else:
+            text = "a number above 0" if self.least else "a number of 0 or more"
+        return ", or ".join([text, *(word or "null" for word in self.otherwise)])
+
+    def takes(self, value: Any) -> bool:
+        if value is None or isinstance(value, str):
+            return value in self.otherwise
+        kinds = (int,) if self.whole else (int, float)
+        return type(value) in kinds and self.least <= value < inf
+
+
+_ABOVE_0 = _Number(ulp(0.0), whole=False)
+_OR_NULL = (None,)
+_NUMBERS = {
+    **dict.fromkeys(("rank", "batch_size", "cohort_size", "sampling.steps", "sampling.batch_size"), _Number(1)),
+    **dict.fromkeys(("stage1.rank", "stage1.batch_size", "stage1.q_bucket", "stage1.q_total"), _Number(1)),
+    **dict.fromkeys(("meta_rank", "stage1.prior_every"), _Number(1, otherwise=_OR_NULL)),
+    **dict.fromkeys(("seed", "stage1.q_warmup", "logger.samples", "headline.target_rank"), _Number(0)),
+    "headline.target_iterations": _Number(1),
+    **dict.fromkeys(
+        (
+            f"protocol.{part}"
+            for part in ("several_photo_people", "single_photo_people", "frontal_prompts", "clip_prompts")
+        ),
+        _Number(0, otherwise=_OR_NULL),
+    ),
+    **dict.fromkeys(("trainer.workers", "trainer.threads"), _Number(1, otherwise=("auto",))),
+    **dict.fromkeys(("learning_rate", "stage1.learning_rate", "stage1.uses_per_example"), _ABOVE_0),
+    **dict.fromkeys(("trainer.checkpoint_seconds", "trainer.rank_timeout"), _ABOVE_0),
+    **dict.fromkeys(("gradient_clip", "stage1.gradient_clip"), _ABOVE_0._replace(otherwise=_OR_NULL)),
+    "sampling.guidance": _Number(0, whole=False),
 }
-"""Keys of whole numbers, each with the least one."""
-_AMOUNTS = (
-    "learning_rate",
-    "gradient_clip",
-    "stage1.learning_rate",
-    "stage1.gradient_clip",
-    "stage1.uses_per_example",
-    "sampling.guidance",
-    "trainer.checkpoint_seconds",
-    "trainer.rank_timeout",
-)
-"""Keys of numbers above 0; of guidance, 0 is one."""
-_OTHERWISE: Mapping[str, str | None] = {
-    **dict.fromkeys(("meta_rank", "gradient_clip", "stage1.gradient_clip", "stage1.prior_every")),
-    **dict.fromkeys(key for key in _COUNTS if key.startswith("protocol.")),
-    **dict.fromkeys(("trainer.workers", "trainer.threads"), "auto"),
-}
-"""Those of them that may be something else: null, or a word."""
+"""The numbers that are checked before anything is read."""
 _ABSENT = object()
 
 
@@ -74,22 +88,10 @@ class Setting:
 
     def _check_numbers(self) -> None:
         """Refuse what no run can use before anything is read: minutes later the same would be an error of torch's."""
-        for key in (*_COUNTS, *_AMOUNTS):
+        for key, number in _NUMBERS.items():
             value = self._find(key)
-            if value in (MISSING, _ABSENT) or (key in _OTHERWISE and value == _OTHERWISE[key]):
-                continue
-            if key in _COUNTS:
-                sound, expected = (
-                    isinstance(value, int) and value >= _COUNTS[key],
-                    f"a whole number of {_COUNTS[key]} or more",
-                )
-            else:
-                least = 0 if key == "sampling.guidance" else ulp(0.0)
-                sound = isinstance(value, int | float) and least <= value < inf
-                expected = "a number above 0" if least else "a number of 0 or more"
-            if not sound or isinstance(value, bool):
-                expected += f", or {_OTHERWISE[key] or 'null'}" if key in _OTHERWISE else ""
-                raise UserError("not the number needed", expected=expected, got=str(value), key=key)
+            if value not in (MISSING, _ABSENT) and not number.takes(value):
+                raise UserError("not the number needed", expected=number.expected, got=str(value), key=key)
 
     def _find(self, key: str) -> Any:
         value: Any = self.values

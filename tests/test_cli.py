@@ -32,6 +32,21 @@ def test_help_answers_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_only_what_trains_or_draws_waits_for_its_libraries() -> None:
+    """A typing error, scores, a report and what is there already are told without the seconds they take to import."""
+    code = """if True:
+        import importlib, pkgutil, sys
+        import metalora.tasks
+        for module in pkgutil.iter_modules(metalora.tasks.__path__, "metalora.tasks."):
+            if module.name != "metalora.tasks.lightning_logger":
+                importlib.import_module(module.name)
+        slow = ("lightning", "diffusers", "transformers", "matplotlib", "wandb")
+        print(len(sys.modules), *(name for name in slow if name in sys.modules))"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240).stdout
+    count, *loaded = told.split()
+    assert int(count) > 100 and not loaded
+
+
 def test_every_task_has_help_that_explains_every_key() -> None:
     for name in task_names():
         text = task_help(name)

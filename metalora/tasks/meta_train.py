@@ -20,9 +20,8 @@ from metalora.tasks.progress import Board, Progress
 from metalora.tasks.ranks import ranks_of, take_place
 from metalora.tasks.setting import Setting, set_threads
 from metalora.tasks.tracking import Thing, Tracker
-from metalora.training.meta_training import PRIOR, photos_of, prior_name, run_meta_training
+from metalora.training.priors import PRIOR, photos_of, prior_name
 from metalora.training.ranks import Ranks
-from metalora.training.speed import Speed
 
 
 def run(cfg: DictConfig) -> Path:
@@ -128,6 +127,9 @@ def _train(
     say: Callable[[str], None] | None,
 ) -> None:
     """What is missing of a prior whose folder this process, or the first of its ranks, owns."""
+    from metalora.training.meta_training import run_meta_training  # Lightning: seconds that only a training needs
+    from metalora.training.speed import Speed
+
     prior = artifact.folder / PRIOR
     artifact.begin()
     people, texts = encode_stage1(setting, class_noun=class_noun, progress=progress)

@@ -24,8 +24,6 @@ from metalora.tasks.setting import Setting, set_threads
 from metalora.tasks.shards import shard_of
 from metalora.tasks.tracking import Thing, digest_of
 from metalora.training.cohorts import lora_path
-from metalora.training.personalization import run_personalization
-from metalora.training.speed import Speed
 from metalora.training.wishes import Wishes
 
 
@@ -145,6 +143,9 @@ def _train(
     say: Callable[[str], None] | None,
 ) -> None:
     """What is missing of a trajectory whose folder this process owns."""
+    from metalora.training.personalization import run_personalization  # Lightning: seconds that only a training needs
+    from metalora.training.speed import Speed
+
     method = setting["method"]
     artifact.begin()
     loaded = load_prior(prior) if prior else None

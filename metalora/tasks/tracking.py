@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-
-from lightning.pytorch.loggers import Logger
+from typing import TYPE_CHECKING, Any, Protocol
 
 from metalora.core.metric_names import METRICS
 from metalora.core.notice import notice
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 Say = Callable[[str], None]
 NAMES = frozenset(metric.name for metric in METRICS)
@@ -64,9 +65,13 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
         self._used: list[Thing] = []
 
     @property
-    def logger(self) -> Logger | None:
+    def logger(self) -> "Logger | None":
         """What Lightning logs to."""
-        return None if self._sink is None else _Forward(self)
+        if self._sink is None:
+            return None
+        from metalora.tasks.lightning_logger import Forward
+
+        return Forward(self)
 
     @property
     def listens(self) -> bool:
@@ -125,30 +130,3 @@ class _Nowhere:
 
 
 _NOWHERE = _Nowhere()
-
-
-class _Forward(Logger):
-    """Lightning's side of a tracker. Hyperparameters would name people: they stay here."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        super().__init__()
-        self._tracker = tracker
-
-    @property
-    def name(self) -> str:
-        """Asked for by Lightning."""
-        return "metalora"
-
-    @property
-    def version(self) -> str:
-        """Asked for by Lightning."""
-        return "0"
-
-    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Numbers that have a name; Lightning adds its own `epoch`, which says nothing here."""
-        known = {name: value for name, value in metrics.items() if name in NAMES}
-        if known:
-            self._tracker.scalars(known, step=step or 0)

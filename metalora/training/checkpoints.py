@@ -8,7 +8,7 @@ import io
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -91,21 +91,21 @@ class Exporter(Callback):
     between does those iterations again and ends with the same files.
 
     Args:
-        milestones: iteration counts.
+        wanted: whether somebody wants what this many iterations made; asked after each one.
         export: writes the files, atomically.
         check: raises when there is nothing worth writing.
     """
 
     def __init__(
-        self, milestones: Iterable[int], export: Callable[[int], None], *, check: Callable[[], None] = lambda: None
+        self, wanted: Callable[[int], bool], export: Callable[[int], None], *, check: Callable[[], None] = lambda: None
     ) -> None:
-        self._milestones, self._export, self._check = frozenset(milestones), export, check
+        self._wanted, self._export, self._check = wanted, export, check
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Export if this iteration is a milestone."""
-        if batch.iteration + 1 in self._milestones:
+        """Export if it is wanted."""
+        if self._wanted(batch.iteration + 1):
             self._check()
             self._export(batch.iteration + 1)
 

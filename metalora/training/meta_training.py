@@ -38,12 +38,13 @@ from metalora.training.configuration import (
 )
 from metalora.training.identity_parallel import IdentityParallel, summed
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, due
+from metalora.training.priors import PRIOR, photos_of, prior_name
 from metalora.training.ranks import Ranks
 from metalora.training.speed import FILE as SPEED_FILE
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss, embedded
 from metalora.training.trainer import fit
 
-PRIOR, STATE, METRICS = "prior.safetensors", "last.ckpt", "metrics.csv"
+STATE, METRICS = "last.ckpt", "metrics.csv"
 AGAIN = "again"
 """The folder of a run that makes priors from before the saved state."""
 
@@ -217,7 +218,7 @@ def run_meta_training(
                 columns=[metric.name for metric in (NORM_META_DOWN, *NORMS, BUCKET, PHASE)],
                 warm_up=lambda iteration: plan.visit(iteration).warm_up,
             ),
-            Exporter(missing, export, check=finite.check),
+            Exporter(lambda done: done in missing, export, check=finite.check),
             *callbacks,
         ]
         if progress is not None:
@@ -256,16 +257,6 @@ def run_meta_training(
         if first and leg.kept:
             _take_over(leg, out)
     return out / PRIOR
-
-
-def photos_of(people: Sequence[TrainingPerson]) -> dict[str, int]:
-    """Photos per identity; one counts once, whatever the number of resolutions it is trained at."""
-    return {person.identity: len({image.source for image in person.images}) for person in people}
-
-
-def prior_name(iterations: int) -> str:
-    """The file of the prior at a multiple of `prior_every`."""
-    return f"prior-{iterations:06d}.safetensors"
 
 
 def _missing_priors(

@@ -28,7 +28,7 @@ from metalora.training.configuration import people_hash, quantization_of, tensor
 from metalora.training.monitor import FiniteLoss, Metrics, Progress, ProgressReport, counted, due
 from metalora.training.step import Recipe, clip_gradients, diffusion_loss, embedded
 from metalora.training.trainer import fit
-from metalora.training.wishes import Wishes, WishExporter
+from metalora.training.wishes import Wishes
 
 
 class Personalization(LightningModule):
@@ -236,6 +236,7 @@ def _train(
     memory_plan: MemoryPlan | None,
 ) -> None:
     captions = {person.identity: person.caption for person in cohort.people}
+    wishes = Wishes(out)
 
     def export(iterations: int) -> None:
         for identity in leg.missing.get(iterations, captions):
@@ -266,8 +267,7 @@ def _train(
                 finite,
                 *callbacks,
                 Metrics(leg.folder / "metrics.csv", columns=[metric.name for metric in NORMS]),
-                Exporter(leg.missing, export, check=finite.check),
-                WishExporter(Wishes(out), own=leg.missing, export=export, check=finite.check),
+                Exporter(lambda done: done in leg.missing or wishes.has(done), export, check=finite.check),
             ],
             resume=state is not None and state.iterations < min(leg.missing),
             device=device,

@@ -5,16 +5,14 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 
 from metalora.core.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments import ClusterEnvironment
 
 KEYS = "trainer.devices, trainer.nodes"
 _MEETING = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -57,6 +55,8 @@ class Ranks:
         """A name of this run that all its processes know when they were started from outside, else nothing."""
         if self.world == 1:
             return ""
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
         environment = self.environment()
         if isinstance(environment, SLURMEnvironment):
             names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -67,12 +67,18 @@ class Ranks:
         where = [platform.node()] if self.nodes == 1 else []  # 127.0.0.1 and the port by default are anybody's
         return " ".join([*where, *(os.environ.get(name, "-") for name in names)])
 
-    def environment(self) -> ClusterEnvironment:
+    def environment(self) -> "ClusterEnvironment":
         """Who started the processes: torchrun, Slurm's srun with as many tasks, or nobody but ourselves.
 
         Raises:
             UserError: another number of processes was started than the configuration says.
         """
+        from lightning.fabric.plugins.environments import (
+            LightningEnvironment,
+            SLURMEnvironment,
+            TorchElasticEnvironment,
+        )
+
         if self.world > 1 and started_by_torchrun() is not None:
             return self._checked(TorchElasticEnvironment())
         # Only srun sets this one: a batch script that runs one process of a large allocation starts the others itself.
@@ -89,7 +95,7 @@ class Ranks:
             )
         return LightningEnvironment()
 
-    def _checked(self, environment: ClusterEnvironment) -> ClusterEnvironment:
+    def _checked(self, environment: "ClusterEnvironment") -> "ClusterEnvironment":
         try:
             environment.validate_settings(num_devices=self.devices, num_nodes=self.nodes)
         except ValueError as error:
@@ -134,7 +140,7 @@ class Ranks:
 
 def started_by_torchrun() -> int | None:
     """How many processes torchrun started; None when it did not."""
-    return int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else None
+    return int(os.environ["WORLD_SIZE"]) if dist.is_available() and dist.is_torchelastic_launched() else None
 
 
 def _lost(error: RuntimeError) -> bool:

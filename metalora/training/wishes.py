@@ -4,14 +4,8 @@ A wish is an empty file beside the lease of the trajectory's folder. Where it co
 trains those iterations anew.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-
-from metalora.core.contracts import Batch
 
 _PREFIX = "wish-"
 
@@ -36,27 +30,3 @@ class Wishes:
     def has(self, iterations: int) -> bool:
         """Whether somebody wishes for LoRAs at exactly this point."""
         return (self._folder / f"{_PREFIX}{iterations:06d}").exists()
-
-
-class WishExporter(Callback):
-    """Calls `export(iterations)` where somebody wishes for it and the run itself would not.
-
-    Args:
-        own: iteration counts that are exported anyway.
-        export: writes the files, atomically.
-        check: raises when there is nothing worth writing.
-    """
-
-    def __init__(
-        self, wishes: Wishes, *, own: Iterable[int], export: Callable[[int], None], check: Callable[[], None]
-    ) -> None:
-        self._wishes, self._own, self._export, self._check = wishes, frozenset(own), export, check
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Export if somebody waits for this iteration."""
-        done = batch.iteration + 1
-        if done not in self._own and self._wishes.has(done):
-            self._check()
-            self._export(done)

@@ -15,7 +15,7 @@ from metalora.tasks import meta_train
 from metalora.tasks.artifact import LEASE, Artifact
 from metalora.tasks.joining import wait_for_first
 from metalora.tasks.setting import Setting
-from metalora.training.meta_training import PRIOR
+from metalora.training.priors import PRIOR
 from metalora.training.ranks import Ranks
 
 SETTING = Setting(

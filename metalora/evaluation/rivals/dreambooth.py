@@ -20,7 +20,7 @@ from metalora.core.errors import UserError
 from metalora.core.flow import per_sample_loss
 from metalora.core.noise import generator, noise, timestep
 from metalora.evaluation.rivals.rival import Progress, Sitter, file_of, missing
-from metalora.people.datamodule import Collate
+from metalora.people.collate import Collate
 from metalora.people.sampler import CohortSampler
 
 FORMAT = "metalora-dreambooth-1"

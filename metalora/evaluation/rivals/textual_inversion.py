@@ -12,19 +12,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from metalora.adapters.artifacts import read_tensors, write_tensors
-from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import TextEmbedding
 from metalora.core.errors import UserError
 from metalora.core.flow import per_sample_loss
 from metalora.evaluation.rivals.rival import Progress, Sitter, file_of, missing
-from metalora.people.datamodule import Collate
+from metalora.people.collate import Collate
 from metalora.people.sampler import CohortSampler, group_cohorts
+
+if TYPE_CHECKING:
+    from metalora.backbones.backbone import DiffusersBackbone
 
 FORMAT = "metalora-textual-inversion-1"
 _ENCODERS = {"clip_l": ("tokenizer", "text_encoder"), "t5": ("tokenizer_2", "text_encoder_2")}
@@ -55,7 +57,7 @@ class Words:
         UserError: the backbone has not FLUX's two text encoders.
     """
 
-    def __init__(self, backbone: DiffusersBackbone, *, words: int, noun: str) -> None:
+    def __init__(self, backbone: "DiffusersBackbone", *, words: int, noun: str) -> None:
         if (
             backbone.family.component != "transformer"
             or getattr(backbone.family.pipeline, "__name__", "") != "FluxPipeline"
@@ -105,7 +107,7 @@ class TextualInversion:
 
     def __init__(
         self,
-        backbone: DiffusersBackbone,
+        backbone: "DiffusersBackbone",
         *,
         recipe: TextualInversionRecipe,
         texts: Mapping[str, TextEmbedding],

@@ -22,8 +22,8 @@ from metalora.evaluation.score_table import read_scores
 from metalora.reporting.look import Picture
 from metalora.reporting.study import Study
 from metalora.reporting.tables import NONE, Table, as_text
+from metalora.running.study import newest_study, used
 from metalora.tasks.report import world_of
-from metalora.tasks.study import newest_study, used
 
 if TYPE_CHECKING:
     import pandas as pd

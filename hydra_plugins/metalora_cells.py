@@ -38,8 +38,8 @@ class CellSweeper(BasicSweeper):
         from hydra.core.utils import JobStatus
 
         from metalora import cli
-        from metalora.tasks.launching import awaiting_all, ctrl_c_left_to_workers
-        from metalora.tasks.sweep import Sweep
+        from metalora.running.launching import awaiting_all, ctrl_c_left_to_workers
+        from metalora.running.sweep import Sweep
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         for key, number in (("attempts", self.attempts), ("max_batch_size", self.max_batch_size or 1)):

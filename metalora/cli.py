@@ -161,7 +161,7 @@ def _application(cfg: "DictConfig") -> None:
         _guarded(lambda: _task(cfg), debug=bool(cfg.debug))
         return
     os.chdir(hydra.runtime.cwd)  # where the sweep was typed; a worker of Ray starts elsewhere
-    from metalora.tasks.launching import in_worker, is_joblib
+    from metalora.running.launching import in_worker, is_joblib
 
     target = str(hydra.launcher["_target_"])
     if is_joblib(target):
@@ -171,14 +171,14 @@ def _application(cfg: "DictConfig") -> None:
     if alone or not target.endswith(".BasicLauncher"):
         _cell(cfg)
     else:  # a process whose ranks are lost cannot always be saved: this one has the other cells to run
-        from metalora.tasks.workers import in_own_process
+        from metalora.running.workers import in_own_process
 
         _guarded(lambda: in_own_process(_cell_of, cfg, HydraConfig.instance().cfg), debug=bool(cfg.debug))
 
 
 def _cell(cfg: "DictConfig") -> None:
     """One cell of a sweep."""
-    from metalora.tasks.sweep import run_cell
+    from metalora.running.sweep import run_cell
 
     _guarded(lambda: run_cell(cfg, lambda: _task(cfg), reason_of=explained), debug=bool(cfg.debug))
 

@@ -38,7 +38,7 @@ def test_only_what_trains_or_draws_waits_for_its_libraries() -> None:
         import importlib, pkgutil, sys
         import metalora.tasks
         for module in pkgutil.iter_modules(metalora.tasks.__path__, "metalora.tasks."):
-            if module.name != "metalora.tasks.lightning_logger":
+            if module.name != "metalora.tracking.lightning_logger":
                 importlib.import_module(module.name)
         slow = ("lightning", "diffusers", "transformers", "matplotlib", "wandb")
         print(len(sys.modules), *(name for name in slow if name in sys.modules))"""

@@ -15,7 +15,7 @@ import torch
 
 from experiments.speed.measuring import command
 from metalora.core.errors import UserError
-from metalora.tasks.study import newest_study, runs, used
+from metalora.running.study import newest_study, runs, used
 
 
 def main(arguments: list[str]) -> None:

@@ -96,7 +96,7 @@ def _gallery_setting(benchmark: str) -> Any:
 
     from metalora.cli import register_resolvers
     from metalora.configuration import conf_dir
-    from metalora.tasks.setting import Setting
+    from metalora.running.setting import Setting
 
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -148,7 +148,7 @@ def keep_people(run: Run, results: Path) -> None:
 def do(run: Run, results: Path) -> None:
     """Make the priors, run, and keep the scores."""
     from metalora.adapters.artifacts import file_sha256
-    from metalora.tasks.artifact import git_revision
+    from metalora.running.artifact import git_revision
 
     began = time.monotonic()
     rate, priors = rate_of(run, results), {}

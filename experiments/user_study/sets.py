@@ -16,10 +16,10 @@ from metalora.configuration import conf_dir
 from metalora.core.errors import UserError
 from metalora.inference.generate import GenerationJob, generate
 from metalora.people.benchmark import load_prompts
-from metalora.tasks.artifact import Artifact
+from metalora.running.artifact import Artifact
+from metalora.running.progress import Board
+from metalora.running.setting import Setting, set_threads
 from metalora.tasks.generate import artifact_of
-from metalora.tasks.progress import Board
-from metalora.tasks.setting import Setting, set_threads
 
 CHECKPOINTS = {"lora": 625, "lora_aug": 625, "meta_lora": 375}
 SEEDS = (0, 1, 2)

@@ -1,7 +1,7 @@
 """The wandb workspace as code: trade-off, curves over iterations and ranks, training, sample grids.
 
 Its panels read the names of `core.metric_names` and the words of the configuration that runs are told by
-(`metalora/tasks/loggers.py`). wandb-workspaces is the extra `dashboard`.
+(`metalora/tracking/loggers.py`). wandb-workspaces is the extra `dashboard`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -14,12 +14,12 @@ from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 from metalora.evaluation.baselines.launch import launch
 from metalora.evaluation.baselines.process import digest
-from metalora.tasks.artifact import Artifact, config_hash
-from metalora.tasks.inputs import stamp_of
+from metalora.running.artifact import Artifact, config_hash
+from metalora.running.inputs import stamp_of
+from metalora.running.progress import Board, Progress
+from metalora.running.protocol import JOBS, Asked, write_jobs
+from metalora.running.setting import Setting
 from metalora.tasks.prepare import CLASSES, ensure_benchmark
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.protocol import JOBS, Asked, write_jobs
-from metalora.tasks.setting import Setting
 
 _PLACES = ("code", "device", "providers", "onnx_provider", "offload")
 """Settings that say where a method runs, not what it draws."""

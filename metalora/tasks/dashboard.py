@@ -8,8 +8,8 @@ from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 from metalora.core.notice import notice
 from metalora.reporting.dashboard import definition, workspace
-from metalora.tasks.loggers import with_logger
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
+from metalora.tracking.loggers import with_logger
 
 
 def run(cfg: DictConfig) -> None:

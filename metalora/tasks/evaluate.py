@@ -19,14 +19,14 @@ from metalora.evaluation.score_table import BASE, PHOTO_METHODS, write_scores
 from metalora.people.benchmark import Subject, load_benchmark, load_prompts
 from metalora.reporting.standings import tables_of
 from metalora.reporting.tables import as_text
-from metalora.tasks.artifact import MANIFEST, Artifact, stored_hash
-from metalora.tasks.loggers import tracked, with_logger
+from metalora.running.artifact import MANIFEST, Artifact, stored_hash
+from metalora.running.progress import Board, Progress
+from metalora.running.protocol import Asked
+from metalora.running.setting import Setting, set_threads
+from metalora.running.study import rates_hash, study_hash
 from metalora.tasks.prepare import CLASSES, ensure_benchmark
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.protocol import Asked
-from metalora.tasks.setting import Setting, set_threads
-from metalora.tasks.study import rates_hash, study_hash
-from metalora.tasks.told_scores import tell_cells, tell_lineage
+from metalora.tracking.loggers import tracked, with_logger
+from metalora.tracking.scores import tell_cells, tell_lineage
 
 if TYPE_CHECKING:
     import pandas as pd

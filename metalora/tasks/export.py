@@ -16,7 +16,7 @@ from metalora.core.errors import UserError
 from metalora.core.manifest import check_name, inside, read_manifest
 from metalora.core.noise import generator
 from metalora.hub import check_repository, push
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

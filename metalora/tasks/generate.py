@@ -15,10 +15,10 @@ from metalora.inference.generate import generate as make_images
 from metalora.inference.start import Start, load_start
 from metalora.people.benchmark import load_prompts
 from metalora.people.cache import LatentCache
-from metalora.tasks.artifact import MANIFEST, Artifact
-from metalora.tasks.memory import measured, plan_generation
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.setting import Setting, set_threads
+from metalora.running.artifact import MANIFEST, Artifact
+from metalora.running.memory import measured, plan_generation
+from metalora.running.progress import Board, Progress
+from metalora.running.setting import Setting, set_threads
 
 
 def run(cfg: DictConfig) -> list[Path]:

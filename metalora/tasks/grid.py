@@ -4,14 +4,14 @@ from pathlib import Path
 
 from metalora.core.errors import UserError
 from metalora.people.folder import PersonFolder
+from metalora.running.progress import Board, Progress
+from metalora.running.protocol import subjects_of
+from metalora.running.setting import Setting
+from metalora.running.shards import shard_of
 from metalora.tasks.meta_train import meta_train
 from metalora.tasks.personalize import personalize
 from metalora.tasks.prepare import CLASSES, ensure_benchmark
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.protocol import subjects_of
 from metalora.tasks.reproduce import score_method
-from metalora.tasks.setting import Setting
-from metalora.tasks.shards import shard_of
 from metalora.training.cohorts import lora_path
 
 BENCHMARK = "benchmark"

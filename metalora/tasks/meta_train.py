@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -11,15 +10,15 @@ from metalora.core.contracts import TrainingPerson
 from metalora.core.errors import UserError
 from metalora.core.schedule import BucketPlan
 from metalora.people.folder import photos_digest
-from metalora.tasks.artifact import LEASE, Artifact
-from metalora.tasks.joining import wait_for_first
-from metalora.tasks.loggers import tracked, with_logger
-from metalora.tasks.memory import measured, plan_training
+from metalora.running.artifact import LEASE, Artifact
+from metalora.running.joining import wait_for_first
+from metalora.running.memory import measured, plan_training
+from metalora.running.progress import Board, Progress
+from metalora.running.ranks import ranks_of, take_place
+from metalora.running.setting import Setting, set_threads
 from metalora.tasks.prepare import encode_stage1, ensure_stage1, stage1_people
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.ranks import ranks_of, take_place
-from metalora.tasks.setting import Setting, set_threads
-from metalora.tasks.tracking import Thing, Tracker
+from metalora.tracking.loggers import tracked, with_logger
+from metalora.tracking.tracker import Thing, Tracker
 from metalora.training.priors import PRIOR, photos_of, prior_name
 from metalora.training.ranks import Ranks
 
@@ -51,19 +50,11 @@ def artifact_of(setting: Setting, class_noun: str) -> Artifact:
         "people": photos_digest([photo for person in people for photo in person.photos]),
         "resolutions": list(setting.numbers("resolutions", least=1)),
         "meta_rank": setting["meta_rank"],
-        "stage1": recipe_of(setting),
+        "stage1": setting.stage1_recipe,
         "seed": setting["seed"],
     }
     probe = Artifact(Path(), config)
     return Artifact(setting.folder("meta-train", class_noun, probe.hash), config)
-
-
-def recipe_of(setting: Setting) -> dict[str, Any]:
-    """What of `stage1` the final prior depends on."""
-    recipe = {key: value for key, value in setting["stage1"].items() if key != "prior_every"}
-    if recipe.get("balance") == 1:  # as before there was a choice
-        del recipe["balance"]
-    return recipe
 
 
 def meta_train(

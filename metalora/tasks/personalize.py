@@ -15,14 +15,14 @@ from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.people.cache import LatentCache, prepare_people
 from metalora.people.folder import PersonFolder, describe, scan_people
 from metalora.people.photos import load_photo, pixel_sha256
-from metalora.tasks.artifact import Artifact
-from metalora.tasks.loggers import tracked, with_logger
-from metalora.tasks.memory import measured, plan_training
-from metalora.tasks.progress import Board, Progress
+from metalora.running.artifact import Artifact
+from metalora.running.memory import measured, plan_training
+from metalora.running.progress import Board, Progress
+from metalora.running.setting import Setting, set_threads
+from metalora.running.shards import shard_of
 from metalora.tasks.samples import draw_samples, embed_sample_prompts
-from metalora.tasks.setting import Setting, set_threads
-from metalora.tasks.shards import shard_of
-from metalora.tasks.tracking import Thing, digest_of
+from metalora.tracking.loggers import tracked, with_logger
+from metalora.tracking.tracker import Thing, digest_of
 from metalora.training.cohorts import lora_path
 from metalora.training.wishes import Wishes
 

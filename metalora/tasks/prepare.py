@@ -17,11 +17,11 @@ from metalora.people.curation import READABLE, REFERENCE_AGAIN, check_curation
 from metalora.people.folder import PersonFolder, describe, photos_digest, scan_people
 from metalora.perception.eyes import eyes_visible
 from metalora.perception.pose import head_pose
-from metalora.tasks.artifact import MANIFEST, leased
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.protocol import JOBS, Asked
-from metalora.tasks.protocol import write_jobs as write_job_lines
-from metalora.tasks.setting import Setting, set_threads
+from metalora.running.artifact import MANIFEST, leased
+from metalora.running.progress import Board, Progress
+from metalora.running.protocol import JOBS, Asked
+from metalora.running.protocol import write_jobs as write_job_lines
+from metalora.running.setting import Setting, set_threads
 
 CLASSES = ("man", "woman")
 CURATION = "curation.json"

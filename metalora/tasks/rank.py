@@ -20,8 +20,8 @@ _GRACE = 10.0
 def main(argument: str) -> None:
     """Train along; what a person can mend ends in one line and exit status 2."""
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    from metalora.running.setting import Setting
     from metalora.tasks.meta_train import meta_train
-    from metalora.tasks.setting import Setting
 
     values, class_noun = json.loads(argument)
     try:

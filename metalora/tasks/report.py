@@ -15,12 +15,12 @@ from metalora.evaluation.curves import CellKey
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.report import Report, write_report
 from metalora.reporting.world import write_world_page
-from metalora.tasks.artifact import config_hash, git_revision, stored_hash
-from metalora.tasks.loggers import tracked, with_logger
-from metalora.tasks.setting import Setting
-from metalora.tasks.study import newest_study, runs, used
-from metalora.tasks.told_scores import tell_cells
-from metalora.tasks.tracking import Thing
+from metalora.running.artifact import config_hash, git_revision, stored_hash
+from metalora.running.setting import Setting
+from metalora.running.study import newest_study, runs, used
+from metalora.tracking.loggers import tracked, with_logger
+from metalora.tracking.scores import tell_cells
+from metalora.tracking.tracker import Thing
 
 WORLDS = {
     "mini": "the mini world: synthetic people, tiny models",

@@ -21,21 +21,21 @@ from metalora.inference.generate import GenerationJob
 from metalora.people.folder import PersonFolder
 from metalora.reporting.report import Report
 from metalora.reporting.summary import check_headline
-from metalora.tasks.artifact import Artifact, config_hash
+from metalora.running.artifact import Artifact, config_hash
+from metalora.running.progress import Board, Progress
+from metalora.running.protocol import prompts_of, subjects_of
+from metalora.running.setting import Setting
+from metalora.running.study import Clock, given_priors, is_whole, study_hash, used
+from metalora.running.workers import Job, run_jobs, worker_plan
 from metalora.tasks.evaluate import evaluate
 from metalora.tasks.generate import embedded_prompts, generate
-from metalora.tasks.loggers import with_logger
 from metalora.tasks.meta_train import artifact_of as prior_artifact
 from metalora.tasks.meta_train import meta_train
 from metalora.tasks.personalize import personalize
 from metalora.tasks.prepare import CLASSES, ensure_benchmark, ensure_stage1
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.protocol import prompts_of, subjects_of
 from metalora.tasks.report import facts_of, report, tell_study
-from metalora.tasks.setting import Setting
-from metalora.tasks.study import Clock, given_priors, is_whole, study_hash, used
-from metalora.tasks.told_scores import last_scores
-from metalora.tasks.workers import Job, run_jobs, worker_plan
+from metalora.tracking.loggers import with_logger
+from metalora.tracking.scores import last_scores
 from metalora.training.cohorts import lora_path
 
 REFRESH_SECONDS = 60.0

@@ -21,13 +21,13 @@ from metalora.people.benchmark import Subject
 from metalora.people.cache import CAPTION
 from metalora.people.folder import PersonFolder
 from metalora.people.photos import load_photo, pixel_sha256
-from metalora.tasks.artifact import Artifact
+from metalora.running.artifact import Artifact
+from metalora.running.progress import Board, Progress
+from metalora.running.setting import Setting, set_threads
 from metalora.tasks.evaluate import evaluate
 from metalora.tasks.generate import embedded_prompts, generate
 from metalora.tasks.prepare import CLASSES, encode_references, ensure_benchmark
-from metalora.tasks.progress import Board, Progress
 from metalora.tasks.reproduce import base_jobs, prompts_of, score_base, subjects_of
-from metalora.tasks.setting import Setting, set_threads
 
 
 def run(cfg: DictConfig) -> list[Path]:

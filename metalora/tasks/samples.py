@@ -10,10 +10,10 @@ from metalora.core.errors import UserError
 from metalora.core.manifest import read_manifest
 from metalora.core.metric_names import SAMPLES
 from metalora.inference.generate import GenerationJob
+from metalora.running.progress import Progress
+from metalora.running.setting import Setting
 from metalora.tasks.generate import embedded_prompts, generate
-from metalora.tasks.progress import Progress
-from metalora.tasks.setting import Setting
-from metalora.tasks.tracking import Tracker
+from metalora.tracking.tracker import Tracker
 from metalora.training.cohorts import lora_path
 
 GAP = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from metalora.core.errors import UserError
-from metalora.tasks.cells import CELLS, Cell, Standing, cells_of
+from metalora.running.cells import CELLS, Cell, Standing, cells_of
 
 STATES = ("done", "running", "failed", "missing")
 

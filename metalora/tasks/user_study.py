@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from metalora.core.errors import UserError
 from metalora.reporting.user_study.design import PARTS
 from metalora.reporting.user_study.store import Store
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
 from metalora.tasks.user_study_links import LOOPBACK, links_begin
 
 _SECONDS_PER_QUESTION = 15

@@ -12,11 +12,11 @@ from metalora.reporting.look import label
 from metalora.reporting.user_study.design import CATEGORIES, Design, Question, draw_questions
 from metalora.reporting.user_study.pool import Pool, find_folders, read_pool
 from metalora.reporting.user_study.store import Store, write_study
-from metalora.tasks.artifact import config_hash
+from metalora.running.artifact import config_hash
+from metalora.running.progress import Board
+from metalora.running.protocol import Asked
+from metalora.running.setting import Setting
 from metalora.tasks.prepare import CLASSES, ensure_benchmark
-from metalora.tasks.progress import Board
-from metalora.tasks.protocol import Asked
-from metalora.tasks.setting import Setting
 from metalora.tasks.user_study import participants_of, top_up, whole
 
 OPPONENTS = ("pulid", "instantid_lightning", "photomaker_lightning", "instantid_sdxl", "photomaker_sdxl", "ip_adapter")

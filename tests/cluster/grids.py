@@ -19,7 +19,7 @@ from pandas.testing import assert_frame_equal
 
 from metalora.core.atomic import write_json
 from metalora.core.lease import is_alive, owner
-from metalora.tasks.cells import Cell, Standing, cells_of
+from metalora.running.cells import Cell, Standing, cells_of
 
 GRID = (
     "experiment=mini/tradeoff",

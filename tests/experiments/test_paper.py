@@ -28,7 +28,7 @@ from metalora.evaluation.frontier import frontier_gap
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.study import Study, paper_reference
 from metalora.reporting.tables import NONE
-from metalora.tasks.progress import Board
+from metalora.running.progress import Board
 from tests.reporting.made_up import make_scores
 
 

@@ -58,7 +58,7 @@ def test_without_a_key_the_definition_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr("metalora.tasks.wandb_run._in_netrc", lambda _: False)
+    monkeypatch.setattr("metalora.tracking.wandb_run._in_netrc", lambda _: False)
     main(["dashboard", "logger=wandb", "logger.project=faces", f"out={tmp_path}/workspace.json"])
     assert json.loads((tmp_path / "workspace.json").read_text())["project"] == "faces"
     assert "definition:" in capsys.readouterr().out

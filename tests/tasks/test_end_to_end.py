@@ -21,11 +21,11 @@ from metalora.cli import main
 from metalora.core.errors import UserError
 from metalora.evaluation.score_table import read_scores
 from metalora.reporting.report import Report
+from metalora.running.setting import Setting
+from metalora.running.study import newest_study
 from metalora.tasks import reproduce
 from metalora.tasks.report import report
 from metalora.tasks.reproduce import prompts_of, subjects_of
-from metalora.tasks.setting import Setting
-from metalora.tasks.study import newest_study
 
 PACKAGE = Path(metalora.__file__).parent
 SMALL = (

@@ -16,9 +16,9 @@ from metalora.backbones.backbone import DiffusersBackbone
 from metalora.core.contracts import Box, DetectedFace
 from metalora.core.errors import UserError
 from metalora.people.folder import PersonFolder
+from metalora.running.setting import Setting
+from metalora.running.shards import shard_of
 from metalora.tasks.personalize import artifact_of, personalize
-from metalora.tasks.setting import Setting
-from metalora.tasks.shards import shard_of
 from metalora.training.checkpoints import read_state
 from metalora.training.cohorts import lora_path
 

@@ -12,7 +12,7 @@ from metalora.core.manifest import read_manifest
 from metalora.core.metric_names import CLIP_T, ITERATION, R_FACE_SIM, SCORES, TABLE
 from metalora.evaluation.curves import BOTH, Cell, cells
 from metalora.evaluation.score_table import BASE
-from metalora.tasks.tracking import Thing, Tracker, digest_of
+from metalora.tracking.tracker import Thing, Tracker, digest_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from metalora.core.errors import UserError
 from metalora.core.metric_names import ITERATION
-from metalora.tasks.tracking import Say, Thing
+from metalora.tracking.tracker import Say, Thing
 
 MODES = ("online", "offline", "disabled")
 PROBE_SECONDS, INIT_SECONDS = 3.0, 15.0

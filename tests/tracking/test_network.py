@@ -13,10 +13,10 @@ import pytest
 from fake_wandb import KEY, fake_wandb
 from wandb_file import history
 
-from metalora.tasks import wandb_run
-from metalora.tasks.loggers import with_logger
-from metalora.tasks.setting import Setting
-from metalora.tasks.wandb_run import INIT_SECONDS, PROBE_SECONDS
+from metalora.running.setting import Setting
+from metalora.tracking import wandb_run
+from metalora.tracking.loggers import with_logger
+from metalora.tracking.wandb_run import INIT_SECONDS, PROBE_SECONDS
 
 FINISH_SECONDS, TEARDOWN_SECONDS, SPARE = 3, 2, 10.0
 """The last one is for a busy machine, on top of what the same takes offline or without wandb."""
@@ -26,9 +26,9 @@ from pathlib import Path
 sys.path.insert(0, {helpers!r})
 from training_runs import stage2
 from metalora.backbones.flux import load_flux
-from metalora.tasks import wandb_run
-from metalora.tasks.loggers import tracked, with_logger
-from metalora.tasks.setting import Setting
+from metalora.tracking import wandb_run
+from metalora.tracking.loggers import tracked, with_logger
+from metalora.running.setting import Setting
 from metalora.training.speed import Speed
 import torch, wandb
 
@@ -59,8 +59,8 @@ run("csv", out / "csv", name="csv")
 WORKER = """
 import os, signal, sys
 from pathlib import Path
-from metalora.tasks.loggers import tracked
-from metalora.tasks.setting import Setting
+from metalora.tracking.loggers import tracked
+from metalora.running.setting import Setting
 
 logger = dict(name="wandb", project="p", entity=None, group="g", mode="offline", upload_images=False, finish_seconds=3)
 with tracked(Setting({"logger": logger}), task="personalize", digest="abc", folder=Path(sys.argv[1])) as tracker:

@@ -8,10 +8,10 @@ from omegaconf import MISSING
 
 from metalora.core.errors import UserError
 from metalora.core.notice import notice
-from metalora.tasks.setting import Setting
-from metalora.tasks.tensorboard_run import TensorBoardRun, require_tensorboard
-from metalora.tasks.tracking import Say, Tracker
-from metalora.tasks.wandb_run import WandbRun, settled_mode
+from metalora.running.setting import Setting
+from metalora.tracking.tensorboard_run import TensorBoardRun, require_tensorboard
+from metalora.tracking.tracker import Say, Tracker
+from metalora.tracking.wandb_run import WandbRun, settled_mode
 
 CLASSES = ("man", "woman")
 KINDS = ("csv", "wandb", "tensorboard")

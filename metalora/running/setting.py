@@ -177,6 +177,14 @@ class Setting:
         }
 
     @property
+    def stage1_recipe(self) -> dict[str, Any]:
+        """What of `stage1` the final prior depends on."""
+        recipe = {key: value for key, value in self["stage1"].items() if key != "prior_every"}
+        if recipe.get("balance") == 1:  # as before there was a choice
+            del recipe["balance"]
+        return recipe
+
+    @property
     def shapes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """The training shapes (height, width), one set per resolution."""
         multiple = self.backbone.pixel_multiple

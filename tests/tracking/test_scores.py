@@ -10,8 +10,8 @@ from metalora.core.contracts import GeneratedImage
 from metalora.core.manifest import FILE_NAME, to_line
 from metalora.evaluation.score_table import unscored_row
 from metalora.people.benchmark import Subject
-from metalora.tasks.told_scores import COLUMNS, FILE, last_scores, tell_cells, tell_lineage
-from metalora.tasks.tracking import Thing, Tracker, digest_of
+from metalora.tracking.scores import COLUMNS, FILE, last_scores, tell_cells, tell_lineage
+from metalora.tracking.tracker import Thing, Tracker, digest_of
 
 
 class Heard:

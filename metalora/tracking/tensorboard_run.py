@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metalora.core.errors import UserError, how_to_install
-from metalora.tasks.tracking import Thing
+from metalora.tracking.tracker import Thing
 
 
 def require_tensorboard() -> None:

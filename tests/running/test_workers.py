@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from metalora.core.errors import TERMINATED, UserError
-from metalora.tasks.progress import Board, Progress
-from metalora.tasks.workers import Job, run_jobs, worker_plan
+from metalora.running.progress import Board, Progress
+from metalora.running.workers import Job, run_jobs, worker_plan
 
 
 def _note(folder: str, name: str, *, progress: Progress) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from metalora.adapters.artifacts import file_sha256
 from metalora.core.atomic import write_bytes
 from metalora.people.benchmark import Prompt, PromptSets, Subject, benchmark_version, load_benchmark, load_prompts
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
 
 JOBS = "jobs.jsonl"
 

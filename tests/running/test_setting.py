@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from metalora.core.errors import UserError
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
 
 
 def test_a_missing_value_matters_only_to_who_asks_for_it() -> None:

@@ -17,12 +17,12 @@ from test_conf import composed
 from metalora.cli import explained, main
 from metalora.core.errors import UserError
 from metalora.core.lease import Lease
-from metalora.tasks.artifact import LEASE
-from metalora.tasks.cells import Cell, cells_of
-from metalora.tasks.setting import Setting
-from metalora.tasks.shards import shard_of
+from metalora.running.artifact import LEASE
+from metalora.running.cells import Cell, cells_of
+from metalora.running.setting import Setting
+from metalora.running.shards import shard_of
+from metalora.running.sweep import Sweep, run_cell
 from metalora.tasks.status import lines_of
-from metalora.tasks.sweep import Sweep, run_cell
 
 CONTEXT = multiprocessing.get_context("spawn")
 

@@ -17,10 +17,9 @@ from metalora.adapters.artifacts import file_sha256
 from metalora.evaluation.curves import on_own_base
 from metalora.evaluation.embeddings import scorer_fingerprint
 from metalora.evaluation.score_table import BASE_SETTING, KEY, bases_of, read_scores
-from metalora.tasks.artifact import MANIFEST, config_hash
-from metalora.tasks.meta_train import recipe_of
-from metalora.tasks.protocol import Asked
-from metalora.tasks.setting import Setting
+from metalora.running.artifact import MANIFEST, config_hash
+from metalora.running.protocol import Asked
+from metalora.running.setting import Setting
 
 STAGES = ("prepare", "meta-train", "personalize", "generate", "evaluate")
 """In the order of the data flow."""
@@ -42,7 +41,7 @@ def _values(setting: Setting) -> dict[str, Any]:
     given = given_priors(setting)
     return (
         {key: setting[key] for key in _SHARED}
-        | {"stage1": recipe_of(setting)}
+        | {"stage1": setting.stage1_recipe}
         | ({"priors": given} if given else {})
         | {
             "backbone": setting.backbone_key,

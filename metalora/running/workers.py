@@ -20,7 +20,7 @@ from typing import Any
 from metalora.core.errors import INTERRUPTED, TERMINATED, UserError
 from metalora.core.memory import free_memory, keep_freed_memory
 from metalora.core.notice import heard_by, notice
-from metalora.tasks.progress import Board, Progress
+from metalora.running.progress import Board, Progress
 
 _QUEUE: Any = None
 

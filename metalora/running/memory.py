@@ -8,7 +8,7 @@ from metalora.core.contracts import MemoryUse, TextEmbedding, TrainingPerson
 from metalora.core.errors import UserError
 from metalora.core.memory import free_memory
 from metalora.inference.plan import plan_drawing
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
 from metalora.training.plan import Work, largest, plan_step
 
 Say = Callable[[str], None]

@@ -17,10 +17,10 @@ from omegaconf import DictConfig
 
 from metalora.core.errors import UserError
 from metalora.core.lease import tell
-from metalora.tasks.artifact import LEASE, leased
-from metalora.tasks.cells import Cell
-from metalora.tasks.inputs import stamp_of
-from metalora.tasks.progress import in_cell
+from metalora.running.artifact import LEASE, leased
+from metalora.running.cells import Cell
+from metalora.running.inputs import stamp_of
+from metalora.running.progress import in_cell
 
 Words = list[str]
 Launch = Callable[[list[Words], int], Any]
@@ -150,7 +150,7 @@ def run_cell(cfg: DictConfig, body: Callable[[], Any], *, reason_of: Callable[[E
 
 
 def _known(cell: Cell) -> list[Cell]:
-    from metalora.tasks.cells import cells_of
+    from metalora.running.cells import cells_of
 
     return [found for found in cells_of(cell.folder.parent.parent) if found.folder == cell.folder]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from metalora.tasks.tracking import NAMES, Tracker
+from metalora.tracking.tracker import NAMES, Tracker
 
 
 class Forward(Logger):

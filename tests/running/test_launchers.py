@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from terminal import Command
 
-from metalora.tasks.cells import cells_of
+from metalora.running.cells import cells_of
 
 TASK = r"""
 import os, signal, time
 from pathlib import Path
 
-from metalora.tasks.cells import Cell
-from metalora.tasks.progress import Board
+from metalora.running.cells import Cell
+from metalora.running.progress import Board
 
 def run(cfg):
     log = Path(cfg.out)

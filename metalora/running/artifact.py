@@ -17,7 +17,7 @@ from metalora.core.atomic import write_json
 from metalora.core.errors import UserError
 from metalora.core.lease import Lease, Owner, tell
 from metalora.core.memory import peak_memory_mb, reset_peak_memory
-from metalora.tasks.progress import Progress
+from metalora.running.progress import Progress
 
 MANIFEST, LEASE = "manifest.json", ".lease"
 LIBRARIES = ("metalora", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "open_clip_torch", "numba")

@@ -19,10 +19,10 @@ from metalora.backbones.backbone import DiffusersBackbone
 from metalora.cli import main
 from metalora.core.errors import UserError
 from metalora.core.metric_names import METRICS, SAMPLES, TABLE
-from metalora.tasks import loggers, wandb_run
-from metalora.tasks.loggers import tracked, with_logger
-from metalora.tasks.setting import Setting
-from metalora.tasks.tracking import NAMES, Thing, Tracker
+from metalora.running.setting import Setting
+from metalora.tracking import loggers, wandb_run
+from metalora.tracking.loggers import tracked, with_logger
+from metalora.tracking.tracker import NAMES, Thing, Tracker
 from metalora.training.speed import Speed
 
 WANDB = {
@@ -106,7 +106,7 @@ def test_without_tensorboard_one_line_says_what_to_install_before_anything_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with_logger(setting(name="tensorboard"))
-    monkeypatch.setattr("metalora.tasks.tensorboard_run.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("metalora.tracking.tensorboard_run.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"make setup.*uv pip install -e '\.\[tensorboard\]'.*key: logger"):
         with_logger(setting(name="tensorboard"))
 

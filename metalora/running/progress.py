@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from metalora.core.notice import heard_by
-from metalora.tasks.pace import Pace, spoken
+from metalora.running.pace import Pace, spoken
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total)."""

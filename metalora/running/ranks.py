@@ -5,7 +5,7 @@ import os
 import sys
 
 from metalora.core.errors import UserError
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
 from metalora.training.ranks import KEYS, Ranks, started_by_torchrun
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metalora.core.errors import UserError
-from metalora.tasks.artifact import Artifact, config_hash, stored_hash
+from metalora.running.artifact import Artifact, config_hash, stored_hash
 
 
 def test_a_folder_is_complete_only_after_finish_and_only_for_its_own_configuration(tmp_path: Path) -> None:

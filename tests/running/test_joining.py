@@ -11,10 +11,10 @@ import pytest
 
 from metalora.core.errors import UserError
 from metalora.core.lease import Lease, owner
+from metalora.running.artifact import LEASE, Artifact
+from metalora.running.joining import wait_for_first
+from metalora.running.setting import Setting
 from metalora.tasks import meta_train
-from metalora.tasks.artifact import LEASE, Artifact
-from metalora.tasks.joining import wait_for_first
-from metalora.tasks.setting import Setting
 from metalora.training.priors import PRIOR
 from metalora.training.ranks import Ranks
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from metalora.core.errors import UserError
 from metalora.people.folder import PersonFolder
-from metalora.tasks.setting import Setting
+from metalora.running.setting import Setting
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
         """What Lightning logs to."""
         if self._sink is None:
             return None
-        from metalora.tasks.lightning_logger import Forward
+        from metalora.tracking.lightning_logger import Forward
 
         return Forward(self)
 

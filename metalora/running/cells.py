@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalora.core.atomic import write_json
 from metalora.core.lease import STALE_SECONDS, is_alive, latest, owner, silence
-from metalora.tasks.artifact import LEASE, config_hash
-from metalora.tasks.inputs import Stamp, inputs_of, stamp_of
+from metalora.running.artifact import LEASE, config_hash
+from metalora.running.inputs import Stamp, inputs_of, stamp_of
 
 CELLS = "cells"
 _ASIDE = ("hydra", "name", "debug", "paths", "trainer", "logger")

@@ -10,9 +10,9 @@ import pytest
 from terminal import CONTROL, open_terminal
 
 from metalora.core.notice import notice
-from metalora.tasks import progress
-from metalora.tasks.pace import Pace, spoken
-from metalora.tasks.progress import Board
+from metalora.running import progress
+from metalora.running.pace import Pace, spoken
+from metalora.running.progress import Board
 
 
 class Terminal:

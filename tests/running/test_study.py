@@ -14,10 +14,10 @@ from test_conf import composed
 from metalora.configuration import conf_dir
 from metalora.evaluation.score_table import read_scores
 from metalora.people.folder import photos_digest
-from metalora.tasks.artifact import Artifact, peak_memory_mb, reset_peak_memory
+from metalora.running.artifact import Artifact, peak_memory_mb, reset_peak_memory
+from metalora.running.setting import Setting
+from metalora.running.study import Clock, newest_study, rates_hash, runs, study_hash, used
 from metalora.tasks.report import world_of
-from metalora.tasks.setting import Setting
-from metalora.tasks.study import Clock, newest_study, rates_hash, runs, study_hash, used
 
 
 def manifest(folder: Path, stage: str, name: str, **values: object) -> None:

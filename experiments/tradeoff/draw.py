@@ -98,13 +98,13 @@ def _both_scores(fill: "Callable[[Axes, str], None]", out: Path, name: str, *, t
     from matplotlib.figure import Figure
 
     with look.style():
-        figure = Figure(figsize=(7.6, 3.4))
+        figure = Figure(figsize=(8.8, 3.4))
         axes = figure.subplots(1, 2)
         for ax, metric in zip(axes, NAMES, strict=True):
             fill(ax, metric)
             ax.set_xlabel(xlabel)
             ax.set_ylabel(NAMES[metric])
-        axes[-1].legend()
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.suptitle(f"{title}: {WORLD}", x=0.01, ha="left")
         figure.tight_layout()
         return look.save(figure, out, name, vector="pdf", dpi=150)

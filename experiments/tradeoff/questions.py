@@ -289,10 +289,10 @@ def stage1_people(evidence: Evidence, out: Path) -> Shown:
         for n in (250, EARLY, TARGET)
     ]
     claims = []
-    for more, fewer in ((100, 50), (200, 100)):
+    for more, fewer, later in ((100, 50, ""), (200, 100, ""), (200, 50, "; asked after the others were seen")):
         for n in (250, EARLY):
             gap = _paired([tables[more]], [tables[fewer]], CellKey("meta_lora", 1, n), "r_face_sim")
-            text = f"{more} people in Stage 1 are better than {fewer} (R-FaceSim at {n} iterations)"
+            text = f"{more} people in Stage 1 are better than {fewer} (R-FaceSim at {n} iterations{later})"
             claims.append(Claim(text, verdict(gap), f"by {told(gap)}"))
     title = "People in Stage 1, rank 1, common rate; 50, 100, 200 are 10, 20, 40 at a time, each with 20, 10, 5 uses"
     table = Table(f"{title} of an image", ("people", *CELL_HEADER), tuple(rows))

@@ -5,13 +5,15 @@ N pictures, H height, W width. Pictures are rendered in parallel; nothing in one
 
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
 from pathlib import Path
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy import float32 as F  # noqa: N812 - it stands before every constant
 
+from metalora.core.cores import cores
 from metalora.miniworld.anatomy import CAMERA_DISTANCE, FAR, pack
 from metalora.miniworld.identity import Identity
 from metalora.miniworld.materials import body_colour_at, hair_colour_at, skin_colour_at
@@ -23,6 +25,7 @@ from metalora.miniworld.styles import apply_style
 _BLOCK = 4  # subpixels along one side of a cone
 _NEAR, _BEYOND = F(CAMERA_DISTANCE - 2.6), F(CAMERA_DISTANCE + 2.6)
 _STEPS = 40
+_PARTS = 4  # of a thread's pictures: some take longer than others
 
 
 @njit(fastmath=True)
@@ -194,7 +197,7 @@ def _render_one(u, out, samples):
     # 2. rays of the blocks that may be hit
     start = t[:m].copy()
     place = np.empty(height * width, np.int32)
-    n = 0
+    n = np.int64(0)  # a literal would be compiled for, too: seconds
     for i in range(height):
         for j in range(width):
             s = start[(i // _BLOCK) * columns + j // _BLOCK]
@@ -207,7 +210,7 @@ def _render_one(u, out, samples):
     _march(n, t, dx, dy, dz, fine, u, xs, ys, zs, head, hair, body, index)
 
     # 3. surface points: which part, normal, occlusion, shadow
-    hits = 0
+    hits = np.int64(0)
     for k in range(n):
         if t[k] < _BEYOND:
             t[hits], dx[hits], dy[hits], dz[hits], place[hits] = t[k], dx[k], dy[k], dz[k], place[k]
@@ -307,15 +310,15 @@ def _render_one(u, out, samples):
 
 
 def _compile(version: int) -> Callable[[np.ndarray, np.ndarray, int], None]:
-    """The parallel kernel, compiled once and kept on disk.
+    """The kernel, compiled once and kept on disk. It is serial: Numba's own threads cost seconds of compiling.
 
     Numba notices changes of this file only; the closure's `version` is part of the cache key and stands for the others.
     """
 
-    @njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+    @njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
     def render_all(uniforms, out, samples):
         assert version > 0
-        for k in prange(len(uniforms)):
+        for k in range(len(uniforms)):
             _render_one(uniforms[k], out[k], samples)
 
     return render_all
@@ -341,8 +344,14 @@ def render(
         uint8 [N, H, W, 3], sRGB.
     """
     out = np.empty((len(shots), height, width, 3), np.uint8)
-    if len(shots):
-        _render_all(pack(identities, shots, height=height, width=width), out, supersample)
+    if not len(shots):
+        return out
+    uniforms = pack(identities, shots, height=height, width=width)
+    threads = min(cores(), len(shots))
+    size = -(-len(shots) // (_PARTS * threads))
+    parts = [slice(start, start + size) for start in range(0, len(shots), size)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: _render_all(uniforms[part], out[part], supersample), parts))
     return out
 
 

@@ -1,9 +1,9 @@
 """How many processes train Stage 1 together, from the configuration; each with a device and threads of its own."""
 
 import json
-import os
 import sys
 
+from metalora.core.cores import cores
 from metalora.core.errors import UserError
 from metalora.running.setting import Setting
 from metalora.training.ranks import KEYS, Ranks, started_by_torchrun
@@ -47,5 +47,4 @@ def take_place(setting: Setting, ranks: Ranks) -> None:
             raise UserError("not enough GPUs", expected=str(ranks.devices), got=str(found), key="trainer.devices")
         torch.cuda.set_device(ranks.local_rank)
     elif setting["trainer.threads"] == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // ranks.devices)))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // ranks.devices)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.managers import SyncManager
 from typing import Any
 
+from metalora.core.cores import cores
 from metalora.core.errors import INTERRUPTED, TERMINATED, UserError
 from metalora.core.memory import free_memory, keep_freed_memory
 from metalora.core.notice import heard_by, notice
@@ -41,11 +42,10 @@ class Job:
 
 def worker_plan(*, workers: int | str, threads: int | str, device: str) -> tuple[int, int]:
     """Resolve `auto`: one worker per core on a CPU, one worker on anything else; threads share the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     if workers == "auto":
-        workers = cores if device == "cpu" else 1
+        workers = cores() if device == "cpu" else 1
     if threads == "auto":
-        threads = max(1, cores // int(workers))
+        threads = max(1, cores() // int(workers))
     return int(workers), int(threads)
 
 

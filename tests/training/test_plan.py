@@ -1,5 +1,6 @@
 """The plan is what a step really needs; a way to save memory is chosen by it, and what does not fit is told before."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from metalora.people.sampler import CohortSampler
 from metalora.training.plan import Work, plan_step
 from metalora.training.step import clip_gradients, diffusion_loss
 
+Plans = Callable[[MemoryUse], MemoryPlan]
 LATENTS = (4, 48, 40)
 WAYS = [MemoryUse(checkpointing=which) for which in ("none", "some", "all")]
 
@@ -41,6 +43,12 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
         axes_dims_rope=(8, 12, 12),
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def plans(flux: Path) -> Plans:
+    """The plan of `work()` with any memory use, made once each."""
+    return functools.cache(lambda memory: plan_step(opened(flux), work(), memory=memory))
 
 
 def opened(folder: Path, **options: Any) -> DiffusersBackbone:
@@ -107,14 +115,11 @@ def test_the_planned_activations_are_those_of_a_real_step(flux: Path, memory: Me
     assert plan.moments == sum(value.nbytes for value in moments)
 
 
-def test_checkpointing_and_fewer_bits_need_less(flux: Path) -> None:
-    backbone = opened(flux)
-    none, some, every = (plan_step(backbone, work(), memory=memory).activations for memory in WAYS)
+def test_checkpointing_and_fewer_bits_need_less(plans: Plans) -> None:
+    none, some, every = (plans(memory).activations for memory in WAYS)
     assert every < 0.5 * none and every < some < none
-    plain = plan_step(backbone, work(), memory=MemoryUse()).weights
-    eight = plan_step(backbone, work(), memory=MemoryUse("float8")).weights
-    four = plan_step(backbone, work(), memory=MemoryUse("nf4")).weights
-    away = plan_step(backbone, work(), memory=MemoryUse(None, "all", True)).weights
+    plain, eight, four = (plans(MemoryUse(bits)).weights for bits in (None, "float8", "nf4"))
+    away = plans(MemoryUse(None, "all", True)).weights
     assert four < eight < 0.4 * plain and away < 0.5 * plain
 
 
@@ -152,21 +157,17 @@ def test_a_step_never_asks_the_device_for_a_number(flux: Path) -> None:
     assert optimizer.state[bank.rows]["step"].tolist() == [4, 4, 0]
 
 
-def planned(backbone: DiffusersBackbone) -> Callable[[MemoryUse], MemoryPlan]:
-    return lambda memory: plan_step(backbone, work(), memory=memory)
-
-
 def fits(plan: MemoryPlan) -> int:
     return plan.peak + RESERVE
 
 
-def test_the_fastest_way_that_fits_is_taken(flux: Path) -> None:
+def test_the_fastest_way_that_fits_is_taken(flux: Path, plans: Plans) -> None:
     def settled(budget: int | None, *, checkpointing: str = "auto", offload: bool | str = "auto") -> MemoryUse:
         backbone = opened(flux)
-        settle(backbone, planned(backbone), budget=budget, checkpointing=checkpointing, offload=offload, preset="24gb")
+        settle(backbone, plans, budget=budget, checkpointing=checkpointing, offload=offload, preset="24gb")
         return backbone.memory
 
-    none, some, every = (fits(plan_step(opened(flux), work(), memory=memory)) for memory in WAYS)
+    none, some, every = (fits(plans(memory)) for memory in WAYS)
     assert settled(None) == MemoryUse()
     assert settled(none) == MemoryUse()
     assert settled(none - 1) == settled(some) == MemoryUse(checkpointing="some")
@@ -175,11 +176,11 @@ def test_the_fastest_way_that_fits_is_taken(flux: Path) -> None:
     assert settled(none, checkpointing="all") == MemoryUse(checkpointing="all")
 
 
-def test_what_does_not_fit_is_told_with_the_figures_and_the_next_smaller_preset(flux: Path) -> None:
+def test_what_does_not_fit_is_told_with_the_figures_and_the_next_smaller_preset(flux: Path, plans: Plans) -> None:
     def told(budget: float, preset: str, **options: Any) -> str:
         values = {"checkpointing": "auto", "offload": False, "preset": preset, **options}
         with pytest.raises(UserError) as error:
-            settle(opened(flux), planned(opened(flux)), budget=int(budget), **values)
+            settle(opened(flux), plans, budget=int(budget), **values)
         return str(error.value)
 
     line = told(RESERVE, "24gb")
@@ -191,11 +192,11 @@ def test_what_does_not_fit_is_told_with_the_figures_and_the_next_smaller_preset(
     assert smaller("auto", 24 * GIB).startswith("memory=24gb, or ")  # what is free may be less than the card's name
     assert "memory=" not in smaller("auto", 0)
     with pytest.raises(UserError, match=r"offloading needs every block checkpointed; .*key: memory.offload"):
-        settle(opened(flux), planned(opened(flux)), budget=GIB, checkpointing="some", offload=True, preset="24gb")
+        settle(opened(flux), plans, budget=GIB, checkpointing="some", offload=True, preset="24gb")
     for key, value in (("checkpointing", "most"), ("offload", "sometimes")):
         options: dict[str, Any] = {"checkpointing": "auto", "offload": "auto", key: value}
         with pytest.raises(UserError, match=rf"key: memory.{key}"):
-            settle(opened(flux), planned(opened(flux)), budget=None, preset="auto", **options)
+            settle(opened(flux), plans, budget=None, preset="auto", **options)
 
 
 def test_live_bytes_counts_what_is_alive() -> None:

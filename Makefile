@@ -80,7 +80,7 @@ r1-selection: $(STAMP)  ## appendix K: how wide Meta-Down, how long Stage 1
 	$(IN) $(BIN)/python -m experiments.r1_selection.run $(R1) $(WORLD)
 	$(IN) $(BIN)/python -m experiments.r1_selection.plot
 
-tradeoff: $(STAMP)  ## the pre-registered study, about eleven hours: 64 people, three seeds, controls; what results/ holds is not run again
+tradeoff: $(STAMP)  ## the pre-registered study, about fourteen hours: 64 people, three seeds, controls; what results/ holds is not run again
 	$(IN) $(BIN)/python -m experiments.tradeoff.run
 	$(IN) $(BIN)/python -m experiments.tradeoff.plot
 

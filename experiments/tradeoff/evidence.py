@@ -119,6 +119,11 @@ def from_base(scores: "pd.DataFrame", method: str, *, rank: int = 1) -> list[Cel
     return [CellKey(BASE, 0, 0), *curve(scores, method, rank=rank)]
 
 
+def of_seed(scores: "pd.DataFrame", seed: int) -> "pd.DataFrame":
+    """The rows of one seed, and those of photos, which have none."""
+    return scores[scores["seed"].eq(seed) | scores["method"].isin(PHOTO_METHODS)]
+
+
 def _stacked(tables: "Sequence[pd.DataFrame]") -> "pd.DataFrame":
     import pandas as pd
 

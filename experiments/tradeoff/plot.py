@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.shown import Claim, Shown, points
-from experiments.tradeoff import choose, recognition, store
+from experiments.tradeoff import choose, measures, recognition, store
 from experiments.tradeoff.evidence import Evidence
+from experiments.tradeoff.measures import gap_text
 from experiments.tradeoff.protocol import METHODS, RATES, RUNS, TARGET
 from experiments.tradeoff.questions import QUESTIONS
 from metalora.core.atomic import write_bytes, write_json
@@ -33,7 +34,7 @@ def main(words: Sequence[str]) -> None:
     out, evidence = Path(given.get("out", results)), Evidence(results)
     parts, answers = [cost(results)], {}
     if evidence.has("rate-"):
-        parts.append(_fenced(rates_table(results)))
+        parts += [_fenced(rates_table(results)), _fenced(rates_differences(results))]
     if evidence.has("rank01-"):
         parts.append(recognition.said(results))
     for question in QUESTIONS:
@@ -78,6 +79,20 @@ def rates_table(results: Path) -> Table:
     rows.append(("base", f"{points(base['r_face_sim'].mean)} / {points(base['clip_t'].mean)}", "", ""))
     title = f"R-FaceSim / CLIP-T on validation people, {TARGET} iterations, rank 1; * is a method's own rate"
     return Table(title, ("rate", *(look.label(method) for method in METHODS)), tuple(rows))
+
+
+def rates_differences(results: Path) -> Table:
+    """Methods against each other at every equal rate, on validation people: seed 0, nothing is decided by it."""
+    rows = []
+    for rate in RATES:
+        scores = store.read_run(f"rate-{rate:g}", results=results)
+        for ours, other in (("lora_aug", "lora"), ("meta_lora", "lora_aug")):
+            for n in (measures.EARLY, TARGET):
+                pair = CellKey(ours, 1, n), CellKey(other, 1, n)
+                found = (gap_text(measures.compare(scores, *pair, metric=m)) for m in ("r_face_sim", "clip_t"))
+                rows.append((f"{rate:g}", f"{look.label(ours)} - {look.label(other)}", str(n), *found))
+    title = "The same at equal rates, differences (one seed; not of the protocol)"
+    return Table(title, ("rate", "which", "iterations", "R-FaceSim", "CLIP-T"), tuple(rows))
 
 
 def cost(results: Path) -> str:

@@ -1,4 +1,4 @@
-"""How often the right one of all people is recognised, at the cell where that is most often.
+"""How often the right one of all people is recognised, at the cell of each rank where that is most often.
 
 By single pictures, and by all of a seed's pictures of a person together; beside it how often a single photo is.
 """
@@ -21,9 +21,14 @@ CELL = ["method", "rank", "rate", "iterations"]
 
 def said(results: Path) -> str:
     """One paragraph, from what is there."""
-    single = best(_table(results, by_person=False), "identified")
+    table = _table(results, by_person=False)
+    single = best(table, "identified")
     text = f"The right one of {single[2]} people is recognised in {single[0]} of single frontal pictures at the best"
     text += f" cell ({single[1]}); a face that is not found counts as wrong."
+    for rank, of_rank in table.groupby("rank"):
+        share, name, _ = best(of_rank, "identified")
+        if name != single[1]:
+            text += f" At rank {rank} it is {share} at most ({name})."
     together = _table(results, by_person=True)
     if not together.empty:
         most = best(together, "recognised")

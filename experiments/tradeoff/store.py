@@ -91,7 +91,7 @@ def read_run(name: str, *, results: Path = RESULTS) -> "pd.DataFrame":
     if not path.is_file():
         raise UserError("a run is missing", expected=str(path), got="nothing", key=name)
     frame = pd.read_parquet(path)
-    frame = frame.astype(dict.fromkeys(_TEXTS, str) | dict.fromkeys(_WHOLE, int) | dict.fromkeys(SCORES, float))
+    frame = frame.astype(dict.fromkeys(_TEXTS, object) | dict.fromkeys(_WHOLE, int) | dict.fromkeys(SCORES, float))
     return frame.assign(file=[f"{name}/{place}" for place in range(len(frame))])
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metalora.core.metrics import ROUNDING, reach, resample_weights, trend
+from metalora.core.metrics import RESAMPLES, ROUNDING, reach, resample_weights, trend
 from metalora.evaluation.curves import BOTH, CellKey, cell_keys, person_means, rows_of
 
 if TYPE_CHECKING:
@@ -99,35 +99,28 @@ class Frontier:
     high: np.ndarray
 
 
-DENSE = 24
-"""Points between two neighbouring cells of a polyline."""
-
-
 def best_at(clip_SC: np.ndarray, face_SC: np.ndarray, line_SL: np.ndarray) -> np.ndarray:
     """Highest R-FaceSim [S, L] on a polyline through cells among its points whose CLIP-T is at least each of `line_SL`.
 
-    -inf where the polyline has no such point.
+    It is at a cell or where the polyline crosses that CLIP-T; -inf where it has no such point.
     """
-    share = np.linspace(0, 1, DENSE, endpoint=False)
-
-    def dense(x_SC: np.ndarray) -> np.ndarray:
-        between = x_SC[:, :-1, None] + share * np.diff(x_SC, axis=1)[:, :, None]
-        return np.concatenate([between.reshape(len(x_SC), -1), x_SC[:, -1:]], axis=1)
-
-    clip_SP, face_SP = dense(clip_SC), dense(face_SC)
-    order = np.argsort(-clip_SP, axis=1)  # the best so far, from the highest CLIP-T down
-    clip_SP = np.take_along_axis(clip_SP, order, axis=1)
-    best_SP = np.maximum.accumulate(np.take_along_axis(face_SP, order, axis=1), axis=1)
-    wanted = -line_SL + ROUNDING
-    places = np.stack(
-        [np.searchsorted(-clip_P, x_L, side="right") for clip_P, x_L in zip(clip_SP, wanted, strict=True)]
-    )
-    found = np.take_along_axis(best_SP, np.maximum(places - 1, 0), axis=1)
-    return np.where(places > 0, found, -np.inf)
+    line_SL1 = line_SL[:, :, None]
+    enough_SLC = clip_SC[:, None] >= line_SL1 - ROUNDING
+    best_SL = np.where(enough_SLC, face_SC[:, None], -np.inf).max(axis=2)
+    crossed = enough_SLC[:, :, :-1] != enough_SLC[:, :, 1:]
+    rise = np.where(crossed, np.diff(clip_SC)[:, None], 1.0)
+    share = np.clip((line_SL1 - clip_SC[:, None, :-1]) / rise, 0.0, 1.0)
+    there = face_SC[:, None, :-1] + share * np.diff(face_SC)[:, None]
+    return np.maximum(best_SL, np.where(crossed, there, -np.inf).max(axis=2, initial=-np.inf))
 
 
 def frontier(
-    scores: "pd.DataFrame", keys: Sequence[CellKey], *, resamples: int = 1000, seed: int = 0, class_noun: str = BOTH
+    scores: "pd.DataFrame",
+    keys: Sequence[CellKey],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    class_noun: str = BOTH,
 ) -> Frontier:
     """The frontier of a method, with a band: each resample of people has a line of its own, between its own ends.
 
@@ -146,7 +139,8 @@ def frontier_area(
     keys: Sequence[CellKey],
     others: Sequence[CellKey],
     *,
-    resamples: int = 1000,
+    above: float = -np.inf,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     class_noun: str = BOTH,
 ) -> FrontierGap:
@@ -156,14 +150,16 @@ def frontier_area(
 
     Args:
         keys, others: cells of two methods, as `frontier` takes them.
+        above: leave out lower CLIP-T than this.
     """
     clip_SC, face_SC = _resampled(scores, [*keys, *others], class_noun=class_noun, resamples=resamples, seed=seed)
     parts = (slice(len(keys)), slice(len(keys), None))
-    low_S = np.max([clip_SC[:, part].min(axis=1) for part in parts], axis=0)
+    low_S = np.maximum(above, np.max([clip_SC[:, part].min(axis=1) for part in parts], axis=0))
     high_S = np.min([clip_SC[:, part].max(axis=1) for part in parts], axis=0)
     line_SL = np.linspace(low_S, np.maximum(low_S, high_S), POINTS, axis=1)
     first, second = (best_at(clip_SC[:, part], face_SC[:, part], line_SL) for part in parts)
-    gaps = (first - second).mean(axis=1)
+    with np.errstate(invalid="ignore"):  # where neither has such a CLIP-T
+        gaps = (first - second).mean(axis=1)
     low, high = np.quantile(gaps[1:], [0.025, 0.975], method="nearest")
     where = (float(low_S[0]), float(high_S[0]))
     return FrontierGap(float(gaps[0]), float(low), float(high), where, (len(keys), len(others)))

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.tradeoff import plot, protocol, recognition, run, store
+from experiments.tradeoff import measures, plot, protocol, recognition, run, store
 from experiments.tradeoff.choose import common_rate, own_rate
 from experiments.tradeoff.control import control
-from experiments.tradeoff.evidence import Evidence
+from experiments.tradeoff.evidence import Evidence, of_seed
 from experiments.tradeoff.identify import identified, nearest, recognised, recognised_photos
 from experiments.tradeoff.protocol import RUNS, Prior, Run
 from experiments.tradeoff.questions import QUESTIONS
@@ -181,6 +181,8 @@ def test_answers_follow_the_scores(results, tmp_path) -> None:
     assert "0.005" in text
     assert "each at its own rate" in text
     assert "24 people is recognised in 75.0% (95%: " in text
+    assert "At rank 16 it is 75.0% (95%: " in text
+    assert text.count(" 4, seed 0 ") == 4 * 2 + 1  # cells, and the area: beside that seed of the other ranks
     for letter in "abcdef":
         assert list(tmp_path.glob(f"{letter}_*.png"))
         assert f"## ({letter})" in text
@@ -250,8 +252,34 @@ def test_time_of_runs_side_by_side_counts_once(tmp_path) -> None:
 def test_the_frontier_is_the_best_at_no_lower_clip_t() -> None:
     clip, face = np.array([[0.4, 0.3, 0.35]]), np.array([[0.0, 0.4, 0.2]])
     best = best_at(clip, face, np.array([[0.30, 0.35, 0.39, 0.41]]))
-    np.testing.assert_allclose(best[0, :3], [0.4, 0.2, 0.04], atol=0.02)
+    np.testing.assert_allclose(best[0, :3], [0.4, 0.2, 0.04], atol=1e-9)
     assert best[0, 3] == -np.inf
+    rng = np.random.default_rng(0)
+    clip, face, line = rng.random((3, 5)), rng.random((3, 5)), rng.random((3, 40))
+    ways = [np.stack([np.interp(np.linspace(0, 4, 40_001), range(5), row) for row in x]) for x in (clip, face)]
+    slowly = [[ways[1][k][ways[0][k] >= x].max(initial=-np.inf) for x in line[k]] for k in range(3)]
+    np.testing.assert_allclose(best_at(clip, face, line), slowly, atol=1e-4)
+
+
+def test_cells_of_different_seeds_are_not_compared(results) -> None:
+    scores = Evidence(results).common
+    four, one = CellKey("lora_aug", 4, 625), CellKey("lora_aug", 1, 625)
+    with pytest.raises(UserError, match="cells of different seeds"):
+        measures.compare(scores, four, one, metric="r_face_sim")
+    assert measures.compare(of_seed(scores, 0), four, one, metric="r_face_sim").identities == 2 * PEOPLE
+
+
+def test_a_gap_is_what_is_alike_and_what_is_found(results) -> None:
+    scores = Evidence(results).common
+    ours, other = CellKey("lora_aug", 1, 625), CellKey("lora", 1, 625)
+    parts = measures.parts_of_gap(scores, ours, other)
+    assert parts[1].mean == parts[1].high == 0  # every face is found
+    gone = scores["method"].eq("lora") & scores["prompt_id"].eq("frontal-1") & scores["seed"].eq(0)
+    missing = scores.assign(face_found=scores["face_found"].mask(gone, 0.0), r_face_sim=scores["r_face_sim"].mask(gone))
+    parts = measures.parts_of_gap(missing, ours, other)
+    whole = measures.compare(missing, ours, other, metric="r_face_sim")
+    assert parts[0].mean + parts[1].mean == pytest.approx(whole.mean, abs=1e-9)
+    assert parts[0].mean > 0.05 and parts[1].mean > 0.03
 
 
 def test_the_area_between_frontiers_is_the_shift_between_them(results) -> None:

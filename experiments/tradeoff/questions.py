@@ -207,8 +207,9 @@ def widths(evidence: Evidence, out: Path) -> Shown:
     asked.append((text, [(size, lengths[-1]) for size in sizes], [(size, lengths[0]) for size in sizes]))
     claims, seeds = [], []
     for text, ours, others in asked:
-        gap = measures.paired([tables[k] for k in ours], [tables[k] for k in others], key, "r_face_sim")
-        claims.append(Claim(text, verdict(gap), f"by {told(gap)}"))
+        pair = [tables[k] for k in ours], [tables[k] for k in others]
+        face, clip = (measures.paired(*pair, key, metric) for metric in ("r_face_sim", "clip_t"))
+        claims.append(Claim(text, verdict(face), f"by {told(face)}, CLIP-T by {told(clip)}"))
         alone = [
             measures.paired(
                 [of_seed(tables[k], seed) for k in ours], [of_seed(tables[k], seed) for k in others], key, "r_face_sim"

@@ -18,6 +18,7 @@ from metalora.core.metrics import Interval, PairedDifference, StepsToMatch
 from metalora.evaluation import curves
 from metalora.evaluation.curves import BOTH, CellKey, person_means, rows_of
 from metalora.evaluation.frontier import FrontierGap, frontier_area
+from metalora.evaluation.score_table import BASE
 from metalora.reporting import look
 from metalora.reporting.tables import Table
 
@@ -41,10 +42,27 @@ def compare(scores: "pd.DataFrame", a: CellKey, b: CellKey, *, metric: str) -> P
     Raises:
         UserError: they are of different seeds.
     """
-    seeds = [sorted(set(rows_of(scores, key, class_noun=BOTH)["seed"])) for key in (a, b)]
-    if seeds[0] != seeds[1]:
-        raise UserError("cells of different seeds", expected=f"{seeds[0]} as {a} has", got=f"{seeds[1]}", key=str(b))
+    _same_seeds(scores, [a, b])
     return curves.compare(scores, a, b, metric=metric)
+
+
+def _same_seeds(scores: "pd.DataFrame", keys: Sequence[CellKey]) -> None:
+    first, *others = [sorted(set(rows_of(scores, key, class_noun=BOTH)["seed"])) for key in keys]
+    for key, seeds in zip(keys[1:], others, strict=True):
+        if seeds != first:
+            raise UserError(
+                "cells of different seeds", expected=f"{first} as {keys[0]} has", got=f"{seeds}", key=str(key)
+            )
+
+
+def area(scores: "pd.DataFrame", ours: Sequence[CellKey], others: Sequence[CellKey], **options: float) -> FrontierGap:
+    """Area between the frontiers of two methods' cells (`frontier_area`).
+
+    Raises:
+        UserError: they are of different seeds.
+    """
+    _same_seeds(scores, [*ours, *others])
+    return frontier_area(scores, ours, others, **options)
 
 
 def cell_interval(scores: "pd.DataFrame", key: CellKey, metric: str) -> Interval:
@@ -60,7 +78,7 @@ def cell_texts(scores: "pd.DataFrame", key: CellKey) -> tuple[str, ...]:
 
 
 def _drop(scores: "pd.DataFrame", key: CellKey) -> str:
-    """How much lower R-FaceSim is than FaceSim: of the means, as means of people are near 0 for some."""
+    """R-FaceSim over FaceSim, minus 1 (Table 3): of means over people, as some person's FaceSim is near 0."""
     face, robust = (_people(scores, key, metric) for metric in ("face_sim", "r_face_sim"))
     weights = metrics.resample_weights(len(face))
     resampled = metrics.weighted_means(robust, weights) / metrics.weighted_means(face, weights) - 1
@@ -103,7 +121,7 @@ def parts_of_gap(scores: "pd.DataFrame", a: CellKey, b: CellKey) -> tuple[Interv
         found = rows["face_found"] > 0
         table = rows.assign(found=found, score=rows["r_face_sim"].where(found, 0.0), one=1).groupby("identity")
         sums.append(table[["one", "found", "score"]].sum())
-    assert list(sums[0].index) == list(sums[1].index), "the same people"
+    assert sums[0]["one"].equals(sums[1]["one"]), "the same people, as many pictures of each"
     count = len(sums[0])
     weights_SK = np.concatenate([np.full((1, count), 1 / count), metrics.resample_weights(count)])
     (p, q), (p_other, q_other) = (
@@ -130,9 +148,11 @@ def paired(
     return metrics.paired_bootstrap(means(ours, people), means(others, people))
 
 
-def match(scores: "pd.DataFrame", method: str, other: str) -> StepsToMatch:
+def match(scores: "pd.DataFrame", method: str, other: str, *, resamples: int = MANY) -> StepsToMatch:
     """When a method is where another is at `TARGET` iterations."""
-    found = curves.steps_to_match(scores, method=method, target=CellKey(other, 1, TARGET), resamples=MANY)
+    target = CellKey(other, 1, TARGET)
+    _same_seeds(scores, [target, *curve(scores, method)])
+    found = curves.steps_to_match(scores, method=method, target=target, resamples=resamples)
     assert found is not None
     return found
 
@@ -151,9 +171,9 @@ def by_seed(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) -> 
         for seed in SEEDS:
             own = of_seed(scores, seed)
             gap = compare(own, CellKey(method, 1, EARLY), CellKey(other, 1, EARLY), metric="r_face_sim")
-            area = frontier_area(own, from_base(own, method), from_base(own, other))
-            at = reached(match(own, method, other))
-            rows.append((name, str(seed), points(gap.mean, sign=True), at, points(area.mean, sign=True)))
+            between = area(own, from_base(own, method), from_base(own, other))
+            at = reached(match(own, method, other, resamples=1))  # without an interval
+            rows.append((name, str(seed), points(gap.mean, sign=True), at, points(between.mean, sign=True)))
     header = (
         "rates",
         "seed",
@@ -164,16 +184,42 @@ def by_seed(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) -> 
     return Table(f"{look.label(method)} - {look.label(other)}, each seed alone", header, tuple(rows))
 
 
+def by_prompt(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) -> Table:
+    """The difference for one prompt alone: prompts are not resampled either."""
+    rows = []
+    for name, scores in settings.items():
+        ours, theirs = CellKey(method, 1, EARLY), CellKey(other, 1, EARLY)
+        faces = rows_of(scores, ours, class_noun=BOTH).dropna(subset=["face_found"])
+        for prompt in sorted(set(faces["prompt_id"])):
+            gap = compare(scores[scores["prompt_id"] == prompt], ours, theirs, metric="r_face_sim")
+            rows.append((name, prompt, gap_text(gap)))
+    title = f"{look.label(method)} - {look.label(other)}, {EARLY} iterations, each prompt alone (not of the protocol)"
+    return Table(title, ("rates", "prompt", "R-FaceSim"), tuple(rows))
+
+
+def below_base(settings: "Mapping[str, pd.DataFrame]", methods: Sequence[str]) -> Table:
+    """CLIP-T of the untouched base, and how far a method's last cell is from it: rates were chosen within 3 points."""
+    rows = []
+    for name, scores in settings.items():
+        for which, own in [(f"{seed}", of_seed(scores, seed)) for seed in SEEDS] + [("all", scores)]:
+            base = CellKey(BASE, 0, 0)
+            gaps = [compare(own, CellKey(method, 1, TARGET), base, metric="clip_t").mean for method in methods]
+            clip = points(cell_interval(own, base, "clip_t").mean)
+            rows.append((name, which, clip, *(points(gap, sign=True) for gap in gaps)))
+    header = ("rates", "seed", "base", *(f"{look.label(method)} - base" for method in methods))
+    return Table(f"CLIP-T at {TARGET} iterations and of the untouched base", header, tuple(rows))
+
+
 def areas(named: "Mapping[str, tuple[pd.DataFrame, int]]", method: str, other: str) -> Table:
     """Areas between two methods' frontiers at a rank, and what they stand on."""
     rows = []
     for name, (scores, rank) in named.items():
         lines = [from_base(scores, one, rank=rank) for one in (method, other)]
         cells = [line[1:] for line in lines]
-        whole, between = frontier_area(scores, *lines), frontier_area(scores, *cells)
+        whole, between = area(scores, *lines), area(scores, *cells)
         highest = min(max(cell_interval(scores, key, "clip_t").mean for key in line) for line in cells)
         low, high = whole.clip_t
-        beyond = frontier_area(scores, *lines, above=highest) if highest < high else None
+        beyond = area(scores, *lines, above=highest) if highest < high else None
         share = (high - max(low, highest)) / (high - low) if high > low else 0.0
         chord = points(beyond.mean * share, sign=True) if beyond else "0.0"
         rows.append((name, gap_text(whole), f"{points(low)} to {points(high)}", chord, _between(between)))
@@ -181,7 +227,7 @@ def areas(named: "Mapping[str, tuple[pd.DataFrame, int]]", method: str, other: s
         "which",
         "area from the base",
         "CLIP-T",
-        "points of it where one of them has no cell",
+        "points of it at higher CLIP-T than both have cells at",
         "where both have cells",
     )
     title = (
@@ -191,13 +237,14 @@ def areas(named: "Mapping[str, tuple[pd.DataFrame, int]]", method: str, other: s
     return Table(title, header, tuple(rows))
 
 
-def _between(area: FrontierGap) -> str:
-    if area.clip_t[1] <= area.clip_t[0]:
+def _between(found: FrontierGap) -> str:
+    if found.clip_t[1] <= found.clip_t[0]:
         return "no CLIP-T that both have"
-    if np.isfinite(area.high):
-        return gap_text(area)
-    mean, low = (points(value, sign=True) for value in (area.mean, area.low))
-    return f"{mean}; 2.5% of resamples are below {low}, some share no CLIP-T"
+    mean, low, high = (points(value, sign=True) for value in (found.mean, found.low, found.high))
+    if np.isfinite([found.low, found.high]).all():
+        return gap_text(found)
+    bound = f"2.5% of resamples are below {low}" if np.isfinite(found.low) else f"2.5% are above {high}"
+    return f"{mean}; {bound}, some share no CLIP-T"
 
 
 def gap_text(found: PairedDifference | FrontierGap | Interval) -> str:

@@ -16,7 +16,6 @@ from experiments.tradeoff.evidence import RANDOM, SPECTRUM, Evidence, curve, fro
 from experiments.tradeoff.measures import CELL_HEADER, EARLY, GAPS, GAPS_HEADER, cell_texts, gap_rows, gap_text
 from experiments.tradeoff.protocol import SEEDS, SLOW, TARGET
 from metalora.evaluation.curves import CellKey
-from metalora.evaluation.frontier import frontier_area
 from metalora.reporting import look
 from metalora.reporting.tables import Table
 
@@ -54,13 +53,22 @@ def meta_against_aug(evidence: Evidence, out: Path) -> Shown:
     table = Table("Meta-LoRA - LoRA+aug, rank 1", ("rates", "iterations", *GAPS_HEADER), tuple(rows))
     seeds = measures.by_seed(settings, "meta_lora", "lora_aug")
     areas = measures.areas({name: (scores, 1) for name, scores in settings.items()}, "meta_lora", "lora_aug")
+    prompts = measures.by_prompt(settings, "meta_lora", "lora_aug")
+    base = measures.below_base(settings, ("lora_aug", "meta_lora"))
+    each = [
+        (name, look.label(method), *cell_texts(scores, key))
+        for name, scores in settings.items()
+        for method in ("lora_aug", "meta_lora")
+        for key in curve(scores, method)
+    ]
+    cells = Table("The same, by cell", ("rates", "method", *CELL_HEADER), tuple(each))
     picture = draw.against(settings, ("lora_aug", "meta_lora"), out, "a_meta_against_aug")
-    return Shown((table, seeds, areas), (picture,), tuple(claims))
+    return Shown((table, seeds, prompts, base, areas, cells), (picture,), tuple(claims))
 
 
 def _above(scores: "pd.DataFrame", method: str, other: str, claim: str) -> Claim:
     """Whether a frontier, from the untouched base, lies above another."""
-    area = frontier_area(scores, from_base(scores, method), from_base(scores, other))
+    area = measures.area(scores, from_base(scores, method), from_base(scores, other))
     return Claim(claim, measures.sign(area.low, area.high), f"by {gap_text(area)} points of R-FaceSim")
 
 
@@ -70,7 +78,7 @@ def _sooner(scores: "pd.DataFrame", setting: str) -> Claim:
     found = measures.match(scores, "meta_lora", "lora_aug")
     soonest, slowest = found.matched_interval
     ends = [f"{n:.0f}" if np.isfinite(n) else "never" for n in (soonest, slowest)]
-    text = f"its R-FaceSim at no lower CLIP-T is reached at {measures.reached(found)} iterations"
+    text = f"iterations until its R-FaceSim is there at no lower CLIP-T: {measures.reached(found)}"
     text += f" (95%: {ends[0]} to {ends[1]})"
     if found.ratio:
         bound = "or more " if found.matched == found.first_checkpoint else ""
@@ -176,7 +184,7 @@ def random_down(evidence: Evidence, out: Path) -> Shown:
     cells = Table("What Stage 1 learned, rank 1, common rate", ("method", *CELL_HEADER), tuple(rows))
     gaps = []
     for name, (ours, other) in later.items():
-        area = frontier_area(scores, from_base(scores, ours), from_base(scores, other))
+        area = measures.area(scores, from_base(scores, ours), from_base(scores, other))
         pairs = [(CellKey(ours, 1, n), CellKey(other, 1, n)) for n in times]
         found = [gap_text(measures.compare(scores, *pair, metric="r_face_sim")) for pair in pairs]
         gaps.append((name, *found, gap_text(area)))
@@ -220,7 +228,22 @@ def widths(evidence: Evidence, out: Path) -> Shown:
     title = "Width of Meta-Down and length of Stage 1, women, two seeds; 250, 500, 1,000 iterations hold 120, 260, 600"
     table = Table(f"{title} that train Meta-Down, on 20, 60, 100 people", ("r1", "Stage 1", *CELL_HEADER), tuple(rows))
     each = Table("Each seed alone", ("which", "seed 0", "seed 1"), tuple(seeds))
-    return Shown((table, each), (draw.over_widths(tables, out, "e_widths", key=key),), tuple(claims))
+    wider = list(zip(sizes[1:], sizes[:-1], strict=True))
+    later = [
+        *((f"r1 {a} - {b}", [(a, n) for n in lengths], [(b, n) for n in lengths]) for a, b in wider),
+        *((f"Stage 1 {lengths[-1]} - {lengths[0]}, r1 {a}", [(a, lengths[-1])], [(a, lengths[0])]) for a in sizes),
+        (
+            f"r1 {sizes[-1]} after {lengths[0]} - r1 {sizes[-2]} after {lengths[-1]}",
+            [(sizes[-1], lengths[0])],
+            [(sizes[-2], lengths[-1])],
+        ),
+    ]
+    gaps = [
+        (name, *(gap_text(measures.paired([tables[k] for k in a], [tables[k] for k in b], key, m)) for m in GAPS))
+        for name, a, b in later
+    ]
+    apart = Table(f"At {EARLY} iterations of Stage 2 (not of the protocol)", ("which", *GAPS_HEADER), tuple(gaps))
+    return Shown((table, each, apart), (draw.over_widths(tables, out, "e_widths", key=key),), tuple(claims))
 
 
 def stage1_people(evidence: Evidence, out: Path) -> Shown:

@@ -159,7 +159,7 @@ def frontier_area(
     line_SL = np.linspace(low_S, np.maximum(low_S, high_S), POINTS, axis=1)
     first, second = (best_at(clip_SC[:, part], face_SC[:, part], line_SL) for part in parts)
     with np.errstate(invalid="ignore"):  # where neither has such a CLIP-T
-        gaps = (first - second).mean(axis=1)
+        gaps = np.trapezoid(first - second, dx=1 / (POINTS - 1), axis=1)
     low, high = np.quantile(gaps[1:], [0.025, 0.975], method="nearest")
     where = (float(low_S[0]), float(high_S[0]))
     return FrontierGap(float(gaps[0]), float(low), float(high), where, (len(keys), len(others)))

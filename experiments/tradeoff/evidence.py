@@ -119,6 +119,13 @@ def from_base(scores: "pd.DataFrame", method: str, *, rank: int = 1) -> list[Cel
     return [CellKey(BASE, 0, 0), *curve(scores, method, rank=rank)]
 
 
+def of_cells(scores: "pd.DataFrame", keys: "Sequence[CellKey]") -> "pd.DataFrame":
+    """The rows of a few cells: of a small table, what is asked again and again is found sooner."""
+    wanted = scores["iterations"].isin([key.iterations for key in keys]) & scores["rank"].isin([k.rank for k in keys])
+    some = scores.loc[wanted]
+    return some.loc[some["method"].isin([key.method for key in keys])]
+
+
 def of_seed(scores: "pd.DataFrame", seed: int) -> "pd.DataFrame":
     """The rows of one seed, and those of photos, which have none."""
     return scores[scores["seed"].eq(seed) | scores["method"].isin(PHOTO_METHODS)]

@@ -5,12 +5,12 @@ Legend: K people, S resamples of them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.shown import Claim, interval, points, told, verdict
-from experiments.tradeoff.evidence import curve, from_base, of_seed
+from experiments.tradeoff.evidence import curve, from_base, of_cells, of_seed
 from experiments.tradeoff.protocol import CHECKPOINTS, SEEDS, TARGET
 from metalora.core import metrics
 from metalora.core.errors import UserError
@@ -42,8 +42,14 @@ def compare(scores: "pd.DataFrame", a: CellKey, b: CellKey, *, metric: str) -> P
     Raises:
         UserError: they are of different seeds.
     """
-    _same_seeds(scores, [a, b])
-    return curves.compare(scores, a, b, metric=metric)
+    return _compare(scores, a, b, names=(metric,))[metric]
+
+
+def _compare(scores: "pd.DataFrame", a: CellKey, b: CellKey, *, names: Sequence[str]) -> dict[str, PairedDifference]:
+    """Several scores of the same two cells, which are looked up once."""
+    pair = of_cells(scores, [a, b])
+    _same_seeds(pair, [a, b])
+    return {metric: curves.compare(pair, a, b, metric=metric) for metric in names}
 
 
 def _same_seeds(scores: "pd.DataFrame", keys: Sequence[CellKey]) -> None:
@@ -55,8 +61,8 @@ def _same_seeds(scores: "pd.DataFrame", keys: Sequence[CellKey]) -> None:
             )
 
 
-def area(scores: "pd.DataFrame", ours: Sequence[CellKey], others: Sequence[CellKey], **options: float) -> FrontierGap:
-    """Area between the frontiers of two methods' cells (`frontier_area`).
+def area(scores: "pd.DataFrame", ours: Sequence[CellKey], others: Sequence[CellKey], **options: Any) -> FrontierGap:
+    """Area between the frontiers of two methods' cells; options of `frontier_area`.
 
     Raises:
         UserError: they are of different seeds.
@@ -72,6 +78,7 @@ def cell_interval(scores: "pd.DataFrame", key: CellKey, metric: str) -> Interval
 
 def cell_texts(scores: "pd.DataFrame", key: CellKey) -> tuple[str, ...]:
     """A row below `CELL_HEADER`: every score of a cell with its interval."""
+    scores = of_cells(scores, [key])
     face, robust = (cell_interval(scores, key, metric) for metric in ("face_sim", "r_face_sim"))
     rest = [_with_interval(cell_interval(scores, key, metric)) for metric in CELL_METRICS]
     return str(key.iterations), _with_interval(robust), _with_interval(face), _drop(scores, key), *rest
@@ -93,7 +100,7 @@ def _people(scores: "pd.DataFrame", key: CellKey, metric: str) -> np.ndarray:
 
 def gap_texts(scores: "pd.DataFrame", a: CellKey, b: CellKey) -> tuple[str, ...]:
     """A row below `GAPS_HEADER`: a minus b."""
-    return tuple(gap_text(compare(scores, a, b, metric=metric)) for metric in GAPS)
+    return tuple(gap_text(gap) for gap in _compare(scores, a, b, names=GAPS).values())
 
 
 def gap_rows(scores: "pd.DataFrame", method: str, other: str, *, rank: int = 1) -> list[tuple[str, ...]]:
@@ -171,7 +178,7 @@ def by_seed(settings: "Mapping[str, pd.DataFrame]", method: str, other: str) -> 
         for seed in SEEDS:
             own = of_seed(scores, seed)
             gap = compare(own, CellKey(method, 1, EARLY), CellKey(other, 1, EARLY), metric="r_face_sim")
-            between = area(own, from_base(own, method), from_base(own, other))
+            between = area(own, from_base(own, method), from_base(own, other), resamples=1)
             at = reached(match(own, method, other, resamples=1))  # without an interval
             rows.append((name, str(seed), points(gap.mean, sign=True), at, points(between.mean, sign=True)))
     header = (
@@ -219,7 +226,7 @@ def areas(named: "Mapping[str, tuple[pd.DataFrame, int]]", method: str, other: s
         whole, between = area(scores, *lines), area(scores, *cells)
         highest = min(max(cell_interval(scores, key, "clip_t").mean for key in line) for line in cells)
         low, high = whole.clip_t
-        beyond = area(scores, *lines, above=highest) if highest < high else None
+        beyond = area(scores, *lines, above=highest, resamples=1) if highest < high else None
         share = (high - max(low, highest)) / (high - low) if high > low else 0.0
         chord = points(beyond.mean * share, sign=True) if beyond else "0.0"
         rows.append((name, gap_text(whole), f"{points(low)} to {points(high)}", chord, _between(between)))

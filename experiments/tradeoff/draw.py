@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.tradeoff.evidence import curve, from_base
-from metalora.core import metrics
-from metalora.evaluation.curves import BOTH, CellKey, person_means, rows_of
+from experiments.tradeoff.measures import cell_interval
+from metalora.evaluation.curves import BOTH, CellKey, rows_of
 from metalora.evaluation.frontier import frontier
 from metalora.reporting import look
 from metalora.reporting.look import Picture
@@ -122,7 +122,7 @@ def _frontier(ax: "Axes", scores: "pd.DataFrame", method: str) -> None:
     ax.fill_between(100 * found.clip_t, 100 * found.low, 100 * found.high, color=colour, alpha=0.15, linewidth=0)
     ax.plot(100 * found.clip_t, 100 * found.mean, color=colour, linewidth=1.8)
     cells = from_base(scores, method)
-    x, y = ([100 * _mean(scores, key, metric).mean for key in cells] for metric in ("clip_t", "r_face_sim"))
+    x, y = ([100 * cell_interval(scores, key, metric).mean for key in cells] for metric in ("clip_t", "r_face_sim"))
     ax.plot(x, y, color=colour, linestyle="", marker="o", markersize=4, markeredgecolor="white", markeredgewidth=0.5)
 
 
@@ -138,13 +138,8 @@ def _over(
 def _bars(
     ax: "Axes", cells: "Sequence[tuple[float, pd.DataFrame, CellKey]]", metric: str, *, shift: float, **mark: object
 ) -> None:
-    found = [_mean(scores, key, metric) for _, scores, key in cells]
+    found = [cell_interval(scores, key, metric) for _, scores, key in cells]
     y = np.array([100 * one.mean for one in found])
     ends = np.array([[100 * (one.mean - one.low), 100 * (one.high - one.mean)] for one in found]).T
     style = {"linewidth": 1.5, "elinewidth": 0.8, "markersize": 4.5, "capsize": 0}
     ax.errorbar([x + shift for x, _, _ in cells], y, yerr=ends, **style, **mark)  # pyright: ignore[reportArgumentType]
-
-
-def _mean(scores: "pd.DataFrame", key: CellKey, metric: str) -> metrics.Interval:
-    rows = rows_of(scores, key, class_noun=BOTH)
-    return metrics.bootstrap(person_means(rows, metric, among=sorted(set(rows["identity"]))))

@@ -117,7 +117,7 @@ def _both_scores(fill: "Callable[[Axes, str], None]", out: Path, name: str, *, t
 
 
 def _frontier(ax: "Axes", scores: "pd.DataFrame", method: str) -> None:
-    found = frontier(scores, from_base(scores, method))
+    found = frontier(scores, from_base(scores, method), resamples=2000)  # a band is looked at, not read off
     colour = look.colour(method)
     ax.fill_between(100 * found.clip_t, 100 * found.low, 100 * found.high, color=colour, alpha=0.15, linewidth=0)
     ax.plot(100 * found.clip_t, 100 * found.mean, color=colour, linewidth=1.8)

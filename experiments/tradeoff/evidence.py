@@ -123,7 +123,9 @@ def of_cells(scores: "pd.DataFrame", keys: "Sequence[CellKey]") -> "pd.DataFrame
     """The rows of a few cells: of a small table, what is asked again and again is found sooner."""
     wanted = scores["iterations"].isin([key.iterations for key in keys]) & scores["rank"].isin([k.rank for k in keys])
     some = scores.loc[wanted]
-    return some.loc[some["method"].isin([key.method for key in keys])]
+    some = some.loc[some["method"].isin([key.method for key in keys])]
+    assert set(some["class_noun"].unique()) == set(scores["class_noun"].unique()), f"a class lacks {keys}"
+    return some
 
 
 def of_seed(scores: "pd.DataFrame", seed: int) -> "pd.DataFrame":
